@@ -1,0 +1,160 @@
+"""The one configuration object of a run: profile defaults, then overrides, validated."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+PROFILES: dict[str, dict[str, object]] = {
+    # Drawn pictures and the embedded encoders: minutes on two CPU cores.
+    "demo": {},
+    # Real pictures with what needs no model hub.
+    "mini": {
+        "work_dir": "runs/mini",
+        "holdout": 0.0,
+        "backbone": "effnet-lite0",
+        "prototype_encoder": "effnet-lite0",
+        "image_size": 192,
+        "epochs": 24,
+        "learning_rate": 1e-3,
+        "layer_decay": 0.9,
+        "patience": 8,
+    },
+    # The reference's encoders, on a GPU.
+    "full": {
+        "work_dir": "runs/full",
+        "holdout": 0.15,
+        "folds": 5,
+        "backbone": "surgenet-dinov2-b",
+        "prototype_encoder": "biomedclip",
+        "text_encoder": "biomedclip",
+        "image_size": 336,
+        "epochs": 20,
+        "learning_rate": 1e-4,
+        "layer_decay": 0.7,
+    },
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on. Field comments say what a value does.
+
+    Build it with `load_config`, which applies the profile's differences first.
+    """
+
+    profile: str = "demo"  # demo, mini or full
+    data_path: str = ""  # the challenge's folder; empty: draw the demo set into work_dir/data
+    work_dir: str = "runs/demo"  # the run folder
+    seed: int = 0  # phantoms, folds, weights of the heads, shuffling
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    threads: int = 0  # CPU threads of PyTorch; 0: its own choice
+    batch_size: int = 32  # pictures a forward pass at inference
+    split: str = "auto"  # which test lists to answer: public, private; auto: private if there
+    # phantoms (demo without data)
+    demo_size: float = 0.25  # share of the real set's counts
+    demo_difficulty: float = 0.4  # 0 easy .. 1 hard
+    # folds
+    folds: int = 3  # cross-validation folds over the development pictures
+    holdout: float = 0.2  # share of labelled pictures that nothing is fitted on
+    # encoders
+    prototype_encoder: str = "demo-clip"  # prototypes and image-to-image retrieval
+    text_encoder: str = "demo-clip"  # text-to-image retrieval
+    backbone: str = "demo-dino"  # the network that is fine-tuned
+    weights_dir: str = ""  # local files of encoders that are not shipped
+    # fine-tuning
+    image_size: int = 112  # pixels a side
+    epochs: int = 16
+    learning_rate: float = 1e-3
+    layer_decay: float = 0.8  # learning rate of a block relative to the block above it
+    weight_decay: float = 0.05
+    train_batch_size: int = 32
+    label_smoothing: float = 0.05
+    patience: int = 5  # epochs without a better out-of-fold loss before a fold stops
+    flip_swap: bool = True  # mirror training pictures and swap their left/right label
+    flip_tta: bool = True  # average with the mirrored picture, its classes swapped back
+    # retrieval
+    skip_copies: bool = True  # never answer with a byte-identical copy of the query
+
+
+def load_config(profile: str = "demo", **overrides: object) -> RunConfig:
+    """Resolve a profile and overrides to a validated `RunConfig`.
+
+    Args:
+        profile: "demo", "mini" or "full".
+        overrides: fields of `RunConfig`; a value of None keeps the profile's.
+
+    Raises:
+        ValueError: for an unknown profile or field, a wrong type or a value out of range.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}; got {profile!r}.")
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    values = {"profile": profile, **PROFILES[profile]}
+    for name, value in overrides.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name}: there is no such parameter.{hint}")
+        if value is not None:
+            values[name] = _typed(name, value, type(fields[name].default))
+    config = RunConfig(**values)
+    _check(config)
+    return config
+
+
+def _typed(name: str, value: object, expected: type) -> object:
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected is str and isinstance(value, Path):
+        return str(value)
+    if type(value) is not expected:
+        raise ValueError(
+            f"{name}: expected {expected.__name__}, got {value!r} ({type(value).__name__})."
+        )
+    return value
+
+
+def _check(config: RunConfig) -> None:
+    ranges = {
+        "seed": (0, 2**31 - 1),
+        "threads": (0, 1024),
+        "batch_size": (1, 4096),
+        "demo_size": (0.02, 4.0),
+        "demo_difficulty": (0.0, 1.0),
+        "folds": (2, 20),
+        "holdout": (0.0, 0.5),
+        "image_size": (32, 1024),
+        "epochs": (1, 1000),
+        "learning_rate": (1e-7, 1.0),
+        "layer_decay": (0.1, 1.0),
+        "weight_decay": (0.0, 1.0),
+        "train_batch_size": (2, 4096),
+        "label_smoothing": (0.0, 0.5),
+        "patience": (1, 1000),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:  # also refuses NaN
+            raise ValueError(f"{name}: expected {low} to {high}, got {value}.")
+    if config.split not in ("auto", "public", "private"):
+        raise ValueError(f"split: expected auto, public or private; got {config.split!r}.")
+    if config.profile != "demo" and not config.data_path:
+        raise ValueError(
+            f"data_path: profile {config.profile!r} works on real pictures; "
+            "give the challenge's folder (entrep run --data DIR)."
+        )
+    if not config.work_dir:
+        raise ValueError("work_dir: give a folder to write to; it is empty.")
+
+
+def describe_config(config: RunConfig) -> str:
+    """The configuration as aligned `name = value` lines; a star marks what is not the default."""
+    lines = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        star = " " if value == field.default else "*"
+        lines.append(f"{star} {field.name:18} = {value!r}")
+    return "\n".join(lines)
