@@ -1,3 +1,3 @@
-"""ENTRep kit: classify ear, nose and throat endoscopy and retrieve pictures by picture or phrase."""
+"""ENTRep kit: classify ENT endoscopy pictures and retrieve them by picture or phrase."""
 
 __version__ = "0.1.0"

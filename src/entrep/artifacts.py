@@ -40,7 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends on every system, atomically."""
+    """Write UTF-8 text with line-feed ends on every system, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 

@@ -1,0 +1,85 @@
+"""Pictures and texts to embeddings: one road for training time and inference time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from entrep.artifacts import load_arrays, save_arrays, sha256_json
+from entrep.encoders import Encoder
+from entrep.preprocess import as_batch, prepare_pictures
+
+
+def embed_pictures(
+    encoder: Encoder, root: str | Path, paths: Sequence[str], *, batch_size: int = 32
+) -> np.ndarray:
+    """Embed pictures in the order given.
+
+    Args:
+        encoder: from `load_encoder`.
+        root: folder that `paths` are relative to.
+        paths: N POSIX paths.
+        batch_size: pictures a forward pass. It does not change what is decided later:
+            embeddings differ in their last bits at most, and scores are rounded.
+
+    Returns:
+        (N, D) float32, unit L2 norm per row.
+    """
+    rows = []
+    # Prepared in slices, so that memory does not grow with the number of pictures.
+    with tqdm(total=len(paths), desc=f"embed ({encoder.spec.name})", unit="picture") as bar:
+        for start in range(0, len(paths), batch_size):
+            part = paths[start : start + batch_size]
+            prepared = prepare_pictures(root, part, encoder.spec.image_size, progress=False)
+            rows.append(encoder.encode_pictures(as_batch(prepared)).numpy())
+            bar.update(len(part))
+    return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+    """Embed texts with a joint encoder: (T, D) float32, unit L2 norm per row."""
+    parts = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+    return np.concatenate([encoder.encode_texts(part).numpy() for part in parts])
+
+
+def load_or_embed(
+    file: str | Path,
+    encoder: Encoder,
+    root: str | Path,
+    paths: Sequence[str],
+    sha256: Sequence[str],
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """`embed_pictures`, kept in `file` and read back when encoder and pictures are the same.
+
+    Args:
+        file: safetensors file with the tensor "embeddings" (N, D).
+        encoder: from `load_encoder`.
+        root: folder that `paths` are relative to.
+        paths: N POSIX paths.
+        sha256: N digests of the pictures' bytes, in the same order.
+        batch_size: pictures a forward pass.
+    """
+    key = sha256_json([weights_digest(encoder), list(sha256)])
+    if Path(file).is_file():
+        arrays, metadata = load_arrays(file)
+        if metadata.get("key") == key:
+            return arrays["embeddings"]
+    embeddings = embed_pictures(encoder, root, paths, batch_size=batch_size)
+    save_arrays(file, {"embeddings": embeddings}, {"key": key, "encoder": encoder.spec.name})
+    return embeddings
+
+
+def weights_digest(encoder: Encoder) -> str:
+    """A digest of an encoder's name and weights: per tensor its name, shape and float64 sum."""
+    with torch.inference_mode():
+        parts = [
+            [name, list(tensor.shape), f"{tensor.double().sum().item():.9e}"]
+            for name, tensor in encoder.model.state_dict().items()
+        ]
+    return sha256_json([encoder.spec.name, parts])

@@ -1,0 +1,422 @@
+"""Fine-tuning of one backbone that answers every question: 7 classes, 4 sites, 3 binary ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.optim import param_groups_layer_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from entrep.artifacts import atomic_path, read_table, sha256_json, write_table
+from entrep.encoders import feature_width, load_backbone, pooled_features
+from entrep.labels import CLASS_NAMES, FINE_PAIRS, FINE_SITES, MIRROR_CLASS, SITE_NAMES, SITE_OF
+from entrep.preprocess import as_batch, mirror, mirror_classes, normalise, training_augmentation
+
+# Columns of the network's output: logits of the classes, of the sites, and of "the second
+# class of the site's pair" (nose left, ear left, cords closed).
+CLASSES = slice(0, len(CLASS_NAMES))
+SITES = slice(CLASSES.stop, CLASSES.stop + len(SITE_NAMES))
+BINARY = slice(SITES.stop, SITES.stop + len(FINE_SITES))
+
+PROB_COLUMNS = (
+    [f"p_{name}" for name in CLASS_NAMES]
+    + [f"site_{name}" for name in SITE_NAMES]
+    + [f"second_{name}" for name in FINE_SITES]
+)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What one fold's training depends on, beside the pictures and the seed."""
+
+    backbone: str
+    image_size: int
+    epochs: int
+    learning_rate: float
+    layer_decay: float
+    weight_decay: float
+    batch_size: int
+    label_smoothing: float
+    patience: int
+    flip_swap: bool
+    weights_dir: str = ""
+
+
+class SharedNetwork(nn.Module):
+    """One backbone and one linear layer for all heads: (B, 3, S, S) uint8 to (B, 14) logits.
+
+    The normalisation is part of the network, so a checkpoint cannot meet another one's.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], width: int
+    ) -> None:
+        """Put a fresh head on a backbone whose pooled features are `width` wide."""
+        super().__init__()
+        self.backbone = backbone
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.head = nn.Linear(width, BINARY.stop)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 to (B, 14) logits; see `CLASSES`, `SITES`, `BINARY`."""
+        return self.head(pooled_features(self.backbone, normalise(batch, self.mean, self.std)))
+
+
+def build_network(
+    backbone: str, image_size: int, *, weights_dir: str = "", pretrained: bool = True
+) -> SharedNetwork:
+    """A `SharedNetwork` with a fresh head on a registered backbone."""
+    model, mean, std = load_backbone(
+        backbone, image_size=image_size, weights_dir=weights_dir, pretrained=pretrained
+    )
+    return SharedNetwork(model, mean, std, feature_width(model))
+
+
+def mirror_logits(logits: Tensor) -> Tensor:
+    """Logits of mirrored pictures, told as if the pictures were not: (B, 14) to (B, 14).
+
+    Left and right change places among the classes; the binary logit of a lateral site
+    changes its sign; sites and the cords' state stay.
+    """
+    lateral = [MIRROR_CLASS[FINE_PAIRS[site][0]] != FINE_PAIRS[site][0] for site in FINE_SITES]
+    sign = torch.tensor([-1.0 if swap else 1.0 for swap in lateral], device=logits.device)
+    classes = logits[:, CLASSES][:, list(MIRROR_CLASS)]
+    return torch.cat([classes, logits[:, SITES], logits[:, BINARY] * sign], dim=1)
+
+
+def class_weights(class_index: np.ndarray, beta: float = 0.99) -> np.ndarray:
+    """Effective-number weights (Cui et al., arXiv 1901.05555, eq. 4), mean 1 over pictures.
+
+    Returns:
+        (7,) float32; 0 for a class without pictures.
+    """
+    counts = np.bincount(class_index, minlength=len(CLASS_NAMES))
+    weights = np.where(counts > 0, (1 - beta) / (1 - beta ** np.maximum(counts, 1)), 0.0)
+    return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
+
+
+def multi_task_loss(
+    logits: Tensor, class_index: Tensor, weight: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean over pictures of the three questions' losses, each picture weighted by its class.
+
+    Args:
+        logits: (B, 14).
+        class_index: (B,) ints in 0..6.
+        weight: (7,) weight of each class.
+        label_smoothing: for the class and the site question.
+
+    Returns:
+        Scalar: cross-entropy of class and site, plus binary cross-entropy of the picture's
+        own site where that has a binary question.
+    """
+    site = torch.tensor(SITE_OF, device=logits.device)[class_index]
+    rows = functional.cross_entropy(
+        logits[:, CLASSES], class_index, reduction="none", label_smoothing=label_smoothing
+    )
+    rows = rows + functional.cross_entropy(
+        logits[:, SITES], site, reduction="none", label_smoothing=label_smoothing
+    )
+    for column, name in enumerate(FINE_SITES):
+        first, second = FINE_PAIRS[name]
+        asked = (class_index == first) | (class_index == second)
+        binary = functional.binary_cross_entropy_with_logits(
+            logits[:, BINARY][:, column], (class_index == second).float(), reduction="none"
+        )
+        rows = rows + binary * asked
+    return (rows * weight[class_index]).sum() / weight[class_index].sum()
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: nn.Module, prepared: np.ndarray, *, batch_size: int = 32, flip_tta: bool = True
+) -> np.ndarray:
+    """Logits of prepared pictures: (N, S, S, 3) uint8 to (N, 14) float32.
+
+    With `flip_tta` each picture is also seen mirrored, and the mirrored logits are turned
+    back by `mirror_logits` before the two are averaged.
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    rows = []
+    for start in range(0, len(prepared), batch_size):
+        batch = as_batch(prepared[start : start + batch_size]).to(device)
+        logits = network(batch)
+        if flip_tta:
+            logits = (logits + mirror_logits(network(mirror(batch)))) / 2
+        rows.append(logits.float().cpu())
+    return torch.cat(rows).numpy() if rows else np.empty((0, BINARY.stop), np.float32)
+
+
+def to_probs(logits: np.ndarray) -> np.ndarray:
+    """(N, 14) logits to (N, 14) probabilities: softmax, softmax and sigmoids, by question."""
+    table = torch.from_numpy(logits).double()
+    parts = [table[:, CLASSES].softmax(1), table[:, SITES].softmax(1), table[:, BINARY].sigmoid()]
+    return torch.cat(parts, dim=1).numpy()
+
+
+def train_fold(
+    prepared: np.ndarray,
+    class_index: np.ndarray,
+    validation: np.ndarray,
+    *,
+    options: TrainingOptions,
+    device: torch.device,
+    seed: int,
+    name: str = "fold",
+) -> tuple[SharedNetwork, pd.DataFrame]:
+    """Train on the pictures outside `validation`, stop early on the loss of those inside.
+
+    Args:
+        prepared: (N, S, S, 3) uint8 development pictures.
+        class_index: (N,) ints in 0..6.
+        validation: (N,) bool, True for the fold left out.
+        options: see `TrainingOptions`.
+        device: where to train.
+        seed: of the head's weights, the order and the augmentation.
+        name: what the progress bar calls this training.
+
+    Returns:
+        (network with the averaged weights of the best epoch, history with one row an epoch:
+        epoch, train_loss, validation_loss, best).
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_network(
+            options.backbone, options.image_size, weights_dir=options.weights_dir
+        ).to(device)
+        return _train(network, prepared, class_index, validation, options, device, name)
+
+
+def _train(
+    network: SharedNetwork,
+    prepared: np.ndarray,
+    class_index: np.ndarray,
+    validation: np.ndarray,
+    options: TrainingOptions,
+    device: torch.device,
+    name: str,
+) -> tuple[SharedNetwork, pd.DataFrame]:
+    rows = torch.from_numpy(np.flatnonzero(~validation))
+    pictures, target = as_batch(prepared), torch.from_numpy(class_index)
+    weight = torch.from_numpy(class_weights(class_index[~validation])).to(device)
+    steps = -(-len(rows) // options.batch_size)
+    optimizer, scheduler = _optimisation(network, options, steps)
+    # The average forgets within about two epochs, so that early stopping sees the present.
+    average = ModelEmaV3(network, decay=max(0.5, 1 - 1 / (2 * steps)))
+    augment = training_augmentation()
+    history: list[dict[str, float]] = []
+    best_loss, best_state = float("inf"), {}
+    bar = tqdm(range(options.epochs), name, unit="epoch")
+    for epoch in bar:
+        network.train()
+        losses = []
+        for step, chosen in enumerate(rows[torch.randperm(len(rows))].split(options.batch_size)):
+            batch = torch.stack([augment(pictures[row]) for row in chosen])
+            answers = target[chosen]
+            if options.flip_swap:
+                flipped = torch.rand(len(chosen)) < 0.5
+                batch = torch.where(flipped[:, None, None, None], mirror(batch), batch)
+                answers = torch.where(flipped, mirror_classes(answers), answers)
+            loss = multi_task_loss(
+                network(batch.to(device)),
+                answers.to(device),
+                weight,
+                label_smoothing=options.label_smoothing,
+            )
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"{name}: the loss is {loss.item()} in epoch {epoch}; "
+                    "lower learning_rate or look for broken pictures."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            average.update(network)
+            scheduler.step_update(epoch * steps + step + 1)
+            losses.append(loss.item())
+        validation_loss = _validation_loss(
+            average.module, prepared[validation], class_index[validation], weight
+        )
+        better = validation_loss < best_loss
+        history.append(
+            {"epoch": epoch, "train_loss": np.mean(losses), "validation_loss": validation_loss}
+        )
+        if better:
+            best_loss, best_epoch = validation_loss, epoch
+            best_state = {k: v.detach().clone() for k, v in average.module.state_dict().items()}
+        bar.set_postfix(validation_loss=f"{validation_loss:.3f}", best=f"{best_loss:.3f}")
+        if epoch - best_epoch >= options.patience:
+            break
+    bar.close()
+    network.load_state_dict(best_state)
+    table = pd.DataFrame(history)
+    return network, table.assign(best=(table["epoch"] == best_epoch).astype(int))
+
+
+def _optimisation(
+    network: SharedNetwork, options: TrainingOptions, steps: int
+) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    groups = param_groups_layer_decay(
+        network.backbone, weight_decay=options.weight_decay, layer_decay=options.layer_decay
+    )
+    groups.append({"params": list(network.head.parameters()), "lr_scale": 1.0})
+    optimizer = torch.optim.AdamW(
+        groups, lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=options.epochs * steps,
+        lr_min=options.learning_rate / 100,
+        warmup_t=steps,
+        warmup_lr_init=options.learning_rate / 100,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+    return optimizer, scheduler
+
+
+def _validation_loss(
+    network: nn.Module, prepared: np.ndarray, class_index: np.ndarray, weight: Tensor
+) -> float:
+    logits = torch.from_numpy(predict_logits(network, prepared, flip_tta=False))
+    return multi_task_loss(logits, torch.from_numpy(class_index), weight.cpu()).item()
+
+
+def cross_validate(
+    folder: str | Path,
+    prepared: np.ndarray,
+    class_index: np.ndarray,
+    fold: np.ndarray,
+    sha256: Sequence[str],
+    *,
+    options: TrainingOptions,
+    device: torch.device,
+    seed: int,
+) -> tuple[list[SharedNetwork], pd.DataFrame]:
+    """Train one network a fold; a fold whose checkpoint in `folder` fits is loaded instead.
+
+    Args:
+        folder: where `fold<i>.safetensors` and `fold<i>.csv` (its history) are kept.
+        prepared: (N, S, S, 3) uint8 of all pictures.
+        class_index: (N,) ints; read for development pictures only.
+        fold: (N,) ints, -1 for pictures outside development.
+        sha256: N digests of the pictures' bytes, which the checkpoints' keys hold.
+        options: see `TrainingOptions`.
+        device: where to train.
+        seed: fold i trains with seed + i.
+
+    Returns:
+        (networks in fold order, histories with a column `fold`).
+    """
+    folder, rows = Path(folder), fold >= 0
+    content = [f"{d}:{c}:{f}" for d, c, f in zip(sha256, class_index, fold, strict=True) if f >= 0]
+    networks, histories = [], []
+    for number in range(fold.max() + 1):
+        checkpoint, table = folder / f"fold{number}.safetensors", folder / f"fold{number}.csv"
+        key = fold_key(options, content, seed, number)
+        if checkpoint_metadata(checkpoint).get("key") == key and table.is_file():
+            network, history = load_checkpoint(checkpoint, device), read_table(table)
+        else:
+            network, history = train_fold(
+                prepared[rows],
+                class_index[rows],
+                fold[rows] == number,
+                options=options,
+                device=device,
+                seed=seed + number,
+                name=f"fold {number}",
+            )
+            write_table(table, history)
+            save_checkpoint(checkpoint, network, options, key)
+        networks.append(network)
+        histories.append(history.assign(fold=number))
+    return networks, pd.concat(histories, ignore_index=True)
+
+
+def predict_all(
+    networks: Sequence[SharedNetwork],
+    prepared: np.ndarray,
+    fold: np.ndarray,
+    *,
+    batch_size: int = 32,
+    flip_tta: bool = True,
+) -> np.ndarray:
+    """Probabilities of every picture, from networks that never saw it: (N, 14).
+
+    Development pictures are judged by the network of the fold that left them out, all
+    others (fold -1) by the mean of all networks' probabilities. Columns: `PROB_COLUMNS`.
+    """
+    probs = np.zeros((len(prepared), BINARY.stop))
+    outside = fold < 0
+    for number, network in enumerate(tqdm(networks, "predict", unit="network")):
+        for rows, share in ((fold == number, 1.0), (outside, 1 / len(networks))):
+            logits = predict_logits(
+                network, prepared[rows], batch_size=batch_size, flip_tta=flip_tta
+            )
+            probs[rows] += share * to_probs(logits)
+    return probs
+
+
+def fold_key(options: TrainingOptions, sha256: Sequence[str], seed: int, fold: int) -> str:
+    """Digest of everything that a fold's checkpoint depends on; an equal one need not retrain."""
+    return sha256_json([vars(options), list(sha256), seed, fold, torch.__version__])
+
+
+def save_checkpoint(
+    path: str | Path, network: SharedNetwork, options: TrainingOptions, key: str
+) -> None:
+    """Save the weights as safetensors, atomically, with options, class order and key inside."""
+    metadata = {
+        "options": json.dumps(vars(options)),
+        "class_names": json.dumps(CLASS_NAMES),
+        "key": key,
+    }
+    state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata)
+
+
+def checkpoint_metadata(path: str | Path) -> Mapping[str, str]:
+    """Metadata of a checkpoint; empty if there is none, or if it is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (FileNotFoundError, SafetensorError):
+        return {}
+
+
+def load_checkpoint(path: str | Path, device: torch.device) -> SharedNetwork:
+    """Rebuild a network from its checkpoint alone.
+
+    Raises:
+        ValueError: if the file is no checkpoint of ours, or of another class order.
+    """
+    metadata = checkpoint_metadata(path)
+    if metadata.get("class_names") != json.dumps(CLASS_NAMES):
+        raise ValueError(
+            f"{path} is not a whole checkpoint of this kit with the official class order; "
+            "delete it and run 03_dinov2_finetune again."
+        )
+    options = TrainingOptions(**json.loads(metadata["options"]))
+    network = build_network(options.backbone, options.image_size, pretrained=False)
+    network.load_state_dict(load_file(path))
+    return network.to(device)

@@ -1,0 +1,142 @@
+"""From a picture file to its lit square, and the augmentations that respect left and right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from entrep.labels import MIRROR_CLASS
+
+# A pixel is lit when its brightest channel passes this; JPEG and sensor noise stay below.
+LIT_LEVEL = 24
+# A row or column belongs to the disc when this share of the frame's shorter side is lit:
+# enough to pass over the rim's notch and stray glare.
+LIT_SHARE = 0.06
+
+
+def load_picture(path: str | Path) -> Image.Image:
+    """Open a picture as RGB, every pixel decoded.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be decoded to the end; a picture is never substituted.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such picture.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path}: not a readable picture ({error}); replace it with an intact copy."
+        ) from error
+
+
+def find_disc(picture: Image.Image) -> tuple[int, int, int, int] | None:
+    """Bounding box (left, top, right, bottom) in pixels of the lit disc.
+
+    Returns None when nothing stands out: a black frame, or one that is lit to its edges.
+    """
+    lit = np.asarray(picture).max(axis=2) > LIT_LEVEL
+    needed = LIT_SHARE * min(lit.shape)
+    columns = np.flatnonzero(lit.sum(axis=0) > needed)
+    rows = np.flatnonzero(lit.sum(axis=1) > needed)
+    if len(columns) == 0 or len(rows) == 0:
+        return None
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    whole = (0, 0, picture.width, picture.height)
+    small = min(box[2] - box[0], box[3] - box[1]) < 0.25 * min(picture.size)
+    return None if box == whole or small else box
+
+
+def crop_disc(picture: Image.Image) -> Image.Image:
+    """Cut the square around the lit disc, or around the whole frame if there is none.
+
+    The aspect ratio is kept: where the square reaches beyond the frame it is black.
+    """
+    left, top, right, bottom = find_disc(picture) or (0, 0, picture.width, picture.height)
+    side = max(right - left, bottom - top)
+    left -= (side - (right - left)) // 2
+    top -= (side - (bottom - top)) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def prepare_picture(path: str | Path, size: int) -> np.ndarray:
+    """Load a picture, crop it to its disc and resize it: (size, size, 3) uint8.
+
+    Pillow resizes bytes in fixed-point arithmetic, so the result is the same on every processor.
+    """
+    square = crop_disc(load_picture(path))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def prepare_pictures(
+    root: str | Path,
+    paths: Sequence[str],
+    size: int,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Prepare many pictures in threads, in the order given: (N, size, size, 3) uint8.
+
+    Args:
+        root: folder that `paths` are relative to.
+        paths: N POSIX paths.
+        size: pixels a side.
+        workers: threads; None takes one a core.
+        progress: show a progress bar.
+    """
+    root = Path(root)
+    prepared = np.empty((len(paths), size, size, 3), np.uint8)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        done = pool.map(lambda path: prepare_picture(root / path, size), paths)
+        bar = tqdm(done, "pictures", len(paths), unit="picture", disable=not progress)
+        for row, picture in enumerate(bar):
+            prepared[row] = picture
+    return prepared
+
+
+def as_batch(prepared: np.ndarray) -> Tensor:
+    """(N, S, S, 3) uint8 array to (N, 3, S, S) uint8 tensor, without copying."""
+    return torch.from_numpy(prepared).permute(0, 3, 1, 2)
+
+
+def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(N, 3, S, S) uint8 to float32 as an encoder expects it: (x / 255 - mean) / std."""
+    scale = torch.tensor(std, device=batch.device).view(3, 1, 1) * 255
+    shift = torch.tensor(mean, device=batch.device).view(3, 1, 1) * 255
+    return (batch.float() - shift) / scale
+
+
+def mirror(batch: Tensor) -> Tensor:
+    """Pictures mirrored left to right: flips the last axis."""
+    return batch.flip(-1)
+
+
+def mirror_classes(class_index: Tensor) -> Tensor:
+    """Class indices of the mirrored pictures: left and right of nose and ear change places."""
+    return torch.tensor(MIRROR_CLASS, device=class_index.device)[class_index]
+
+
+def training_augmentation() -> v2.Transform:
+    """Photometric and geometric changes of one prepared picture that keep its class.
+
+    The turn stays within 15 degrees and nothing is mirrored here: which side a structure
+    lies on is the label. Mirroring with the label swapped is the training loop's business.
+    """
+    return v2.Compose(
+        [
+            v2.RandomAffine(degrees=15, translate=(0.06, 0.06), scale=(0.9, 1.2)),
+            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        ]
+    )
