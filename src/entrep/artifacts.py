@@ -73,7 +73,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
             f"{path} is not there. It is written by notebook {path.parent.name}; "
             "run that one first, with the same work_dir."
         )
-    return pd.read_csv(path, keep_default_na=False, na_values=["nan"], encoding="utf-8")
+    text = dict.fromkeys(("path", "image_id", "query", "answer"), str)  # never a number
+    return pd.read_csv(path, dtype=text, keep_default_na=False, encoding="utf-8")
 
 
 def save_arrays(

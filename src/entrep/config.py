@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,15 @@ def load_config(profile: str = "demo", **overrides: object) -> RunConfig:
     config = RunConfig(**values)
     _check(config)
     return config
+
+
+def config_from(namespace: Mapping[str, object]) -> RunConfig:
+    """`load_config` from a notebook's variables: those that are named like a parameter.
+
+    Call it right below the parameters cell, as `config_from(globals())`.
+    """
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    return load_config(**{name: namespace[name] for name in names & namespace.keys()})
 
 
 def _typed(name: str, value: object, expected: type) -> object:

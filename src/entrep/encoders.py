@@ -133,6 +133,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def set_threads(threads: int) -> None:
+    """Limit PyTorch to this many CPU threads; 0 keeps its own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def find_spec(name: str) -> EncoderSpec:
     """The registry's line for `name`.
 

@@ -39,7 +39,8 @@ from entrep.prototypes import CLASS_PHRASES, TEMPLATES, sweep_picture_weight
 MEAN = STD = (0.5, 0.5, 0.5)
 STORED_PX = 128  # pictures are kept at this size; crops of 112 are cut from it
 SIZE_PX = 112
-LOCAL_PX = 56
+GLOBAL_PX, LOCAL_PX = 84, 42  # crops of demo-dino's training
+DINO_LR = 2e-3
 
 CLIP_CONFIG = {
     "embed_dim": 96,
@@ -138,14 +139,15 @@ def _draw(count: int, seed: int) -> Drawn:
     return prepared, class_index, findings, phrases
 
 
-def _crops(size: int, scale: tuple[float, float]) -> v2.Transform:
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=scale, ratio=(0.9, 1.1), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-        ]
-    )
+def _crops(size: int, scale: tuple[float, float], *, recolour: bool = False) -> v2.Transform:
+    """Random mirrored crops; `recolour` keeps colour from telling which picture a crop is of."""
+    strength = (0.4, 0.4, 0.4, 0.1) if recolour else (0.3, 0.3, 0.3)
+    steps = [
+        v2.RandomResizedCrop(size, scale=scale, ratio=(0.9, 1.1), antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(*strength),
+    ]
+    return v2.Compose(steps + [v2.RandomGrayscale(0.2)] if recolour else steps)
 
 
 def _augmented(transform: v2.Transform, pictures: Tensor, device: torch.device) -> Tensor:
@@ -247,40 +249,41 @@ def _forget_unseen_words(model: nn.Module, train: Drawn) -> nn.Module:
 
 
 class DinoHead(nn.Module):
-    """Projection to prototypes: three layers, unit norm, then cosine to each prototype."""
+    """Projection to prototypes: an MLP, unit norm, then the cosine to each prototype."""
 
-    def __init__(self, width: int, prototypes: int = 1024) -> None:
+    def __init__(self, width: int, prototypes: int = 256) -> None:
         """Build for features of `width`."""
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)
-        )
-        self.prototypes = nn.utils.parametrizations.weight_norm(
-            nn.Linear(64, prototypes, bias=False)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
+        self.prototypes = nn.Parameter(torch.randn(prototypes, 64) / 8)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) to (B, prototypes)."""
-        return self.prototypes(functional.normalize(self.mlp(features), dim=-1))
+        projected = functional.normalize(self.mlp(features), dim=-1)
+        return projected @ functional.normalize(self.prototypes, dim=-1).T
 
 
 def train_dino(
     prepared: np.ndarray, *, epochs: int, device: torch.device, log: Callable[[str], None]
 ) -> nn.Module:
-    """Self-distillation with two global and four local crops; returns the teacher's backbone.
+    """Self-distillation with two global and two local crops; returns the teacher's backbone.
 
-    Loss and centring follow DINO, arXiv 2104.14294, eq. 1-4: the student's view of any crop
-    is matched to the teacher's view of a global crop. Each crop is mirrored on its own.
+    DINO's loss and teacher (arXiv 2104.14294, eq. 1-3) with the targets balanced by
+    Sinkhorn-Knopp as in DINOv2 (arXiv 2304.07193, section 4): the student's view of any
+    crop is matched to the teacher's view of another, global one. Each crop is mirrored and
+    recoloured on its own. Crops are smaller than the network's pictures, which saves half
+    of the time; its position embeddings are resampled for them.
     """
     backbone = timm.models.VisionTransformer(**DINO_CONFIG["model"])
-    student = nn.ModuleDict({"backbone": backbone, "head": DinoHead(2 * backbone.num_features)}).to(
-        device
-    )
+    student = nn.ModuleDict({"backbone": backbone, "head": DinoHead(2 * backbone.num_features)})
+    student = student.to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05)
-    crops = _crops(SIZE_PX, (0.4, 1.0)), _crops(LOCAL_PX, (0.1, 0.4))
-    pictures, size, temperature = as_batch(prepared), 64, 0.1
-    centre = torch.zeros(1024, device=device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=DINO_LR, weight_decay=0.04)
+    crops = (
+        _crops(GLOBAL_PX, (0.4, 1.0), recolour=True),
+        _crops(LOCAL_PX, (0.1, 0.4), recolour=True),
+    )
+    pictures, size = as_batch(prepared), 64
     steps = epochs * (len(pictures) // size)
     step = itertools.count()
     for epoch in tqdm(range(epochs), "demo-dino", unit="epoch"):
@@ -290,27 +293,25 @@ def train_dino(
                 continue
             now = next(step)
             for group in optimizer.param_groups:
-                group["lr"] = _cosine(now, steps, 1e-3, steps // 10)
-            views = [_augmented(crops[n > 1], pictures[rows], device) for n in range(6)]
-            global_views, local_views = torch.cat(views[:2]), torch.cat(views[2:])
+                group["lr"] = _cosine(now, steps, DINO_LR, steps // 10)
+            views = [_augmented(crops[n > 1], pictures[rows], device) for n in range(4)]
+            wide, local = torch.cat(views[:2]), torch.cat(views[2:])
             with torch.no_grad():
-                raw = _project(teacher, global_views)
-                targets = ((raw - centre) / 0.04).softmax(dim=-1).chunk(2)
-                centre = 0.9 * centre + 0.1 * raw.mean(dim=0)
-            guesses = (
-                *(_project(student, global_views) / temperature).chunk(2),
-                *(_project(student, local_views) / temperature).chunk(4),
-            )
-            pairs = [(t, s) for t in range(2) for s in range(6) if t != s]
+                targets = _balance(_project(teacher, wide)).chunk(2)
+            guesses = [
+                *(_project(student, wide) / 0.1).chunk(2),
+                *(_project(student, local) / 0.1).chunk(2),
+            ]
+            pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
             loss = torch.stack([_distil(guesses[s], targets[t]) for t, s in pairs]).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), 3.0)
             optimizer.step()
-            momentum = 1 - 0.008 * 0.5 * (1 + np.cos(np.pi * now / steps))
+            pace = 0.02 * 0.5 * (1 + np.cos(np.pi * now / steps))  # the teacher slows to a halt
             with torch.no_grad():
                 for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                    kept.lerp_(new, 1 - momentum)
+                    kept.lerp_(new, pace)
             losses.append(loss.item())
         log(f"demo-dino epoch {epoch + 1:2d}/{epochs} loss {np.mean(losses):.4f}")
     return teacher["backbone"].eval()
@@ -318,6 +319,18 @@ def train_dino(
 
 def _project(network: nn.ModuleDict, pixels: Tensor) -> Tensor:
     return network["head"](pooled_features(network["backbone"], pixels))
+
+
+def _balance(cosines: Tensor, temperature: float = 0.05) -> Tensor:
+    """(B, K) cosines to targets: each row sums to 1, each prototype gets an equal share.
+
+    Three rounds of Sinkhorn-Knopp (SwAV, arXiv 2006.09882, section 3.1).
+    """
+    shares = ((cosines - cosines.max()) / temperature).exp()
+    for _ in range(3):
+        shares = shares / shares.sum(dim=0, keepdim=True)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return shares
 
 
 def _distil(guess: Tensor, target: Tensor) -> Tensor:

@@ -101,3 +101,19 @@ def chance_recall(
         candidates = set(gallery_ids) - forbidden
         shares.append(len(right & candidates) / len(candidates))
     return float(np.mean(shares))
+
+
+def ranked_names(ranking: Sequence[Sequence[tuple[str, float]]]) -> list[list[str]]:
+    """The file names of a ranking, without the similarities."""
+    return [[name for name, _ in answers] for answers in ranking]
+
+
+def ranking_rows(
+    queries: Sequence[str], ranking: Sequence[Sequence[tuple[str, float]]]
+) -> list[tuple[str, int, str, float]]:
+    """Rankings as rows of a table: (query, rank from 1, answer, similarity)."""
+    return [
+        (query, rank, name, similarity)
+        for query, answers in zip(queries, ranking, strict=True)
+        for rank, (name, similarity) in enumerate(answers, start=1)
+    ]

@@ -1,0 +1,79 @@
+"""What the demo shows over several seeds: the three methods and retrieval on held-out pictures.
+
+    python benchmarks/demo_seeds.py [--seeds 0 1 2 3 4] [--out runs/seeds] [-p name=value ...]
+
+Each seed is a whole `entrep run` with its own phantoms, folds, heads and shuffling, in its own
+folder below --out; finished ones are not run again. Prints a Markdown table, mean ± sample
+standard deviation over seeds, and the targets that the demo promises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from entrep.artifacts import read_json
+from entrep.runner import parse_parameters, run
+
+METHODS = ("prototypes", "baseline", "hybrid")
+
+
+def main() -> None:
+    """Run the seeds and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("-p", action="append", default=[], metavar="name=value")
+    options = parser.parse_args()
+    runs = []
+    for seed in options.seeds:
+        folder = options.out / f"seed{seed}"
+        run("demo", out=folder, parameters={"seed": seed, **parse_parameters(options.p)})
+        runs.append(read_json(folder / "metrics.json"))
+
+    hybrid = [metrics["04_hybrid"] for metrics in runs]
+    print(f"\nHeld-out pictures, seeds {options.seeds}, mean ± sd\n")
+    print("| method | coarse accuracy | fine accuracy | macro F1 | weighted F1 |")
+    print("|---|--:|--:|--:|--:|")
+    fine = {}
+    for method in METHODS:
+        scores = [metrics[method]["heldout"] for metrics in hybrid]
+        fine[method] = [score["fine"] for score in scores]
+        cells = [spread([s[name] for s in scores]) for name in ("coarse", "fine")]
+        cells += [spread([s[name] for s in scores], 1, 3) for name in ("macro_f1", "weighted_f1")]
+        print(f"| {method} | {' | '.join(cells)} |")
+
+    print("\n| query | queries | R@1 | R@5 | R@10 | MRR | chance R@1 | R@1 / chance, least |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for kind in ("image", "text"):
+        scores = [metrics["05_retrieval"][kind] for metrics in runs]
+        names = ("recall@1", "recall@5", "recall@10", "mrr", "chance")
+        cells = [spread([s[name] for s in scores], 1, 3) for name in names]
+        least = min(s["recall@1"] / s["chance"] for s in scores)
+        queries = sum(s["queries"] for s in scores)
+        print(f"| {kind} | {queries} | {' | '.join(cells)} | {least:.1f} |")
+
+    coarse = statistics.mean(m["prototypes"]["heldout"]["coarse"] for m in hybrid)
+    means = {method: statistics.mean(values) for method, values in fine.items()}
+    checks = {
+        "prototypes: coarse accuracy at least 95 %": coarse >= 0.95,
+        "prototypes: fine accuracy at most 70 %": means["prototypes"] <= 0.70,
+        "baseline: 15 points more": means["baseline"] >= means["prototypes"] + 0.15,
+        "hybrid: 15 points more": means["hybrid"] >= means["prototypes"] + 0.15,
+        "hybrid: at least the baseline's equal": means["hybrid"] >= means["baseline"],
+    }
+    print()
+    for target, met in checks.items():
+        print(f"- {'met' if met else 'NOT MET'}: {target}")
+
+
+def spread(values: list[float], scale: float = 100, digits: int = 1) -> str:
+    """Mean ± sample standard deviation, as text."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    unit = " %" if scale == 100 else ""
+    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * deviation:.{digits}f}{unit}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,395 @@
+"""Scores of classification, ranking and calibration: arrays in, numbers out.
+
+Every average over classes keeps the classes that are absent from a sample: their row is
+zero, as scikit-learn gives with `labels=range(classes), zero_division=0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from entrep.labels import CLASS_NAMES, SITE_NAMES, SITE_OF
+
+
+def confusion_matrix(target: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count pictures by true class (row) and predicted class (column).
+
+    Args:
+        target: (N,) class indices, N >= 1, each in 0..classes-1.
+        predicted: (N,) class indices in the same range.
+        classes: how many classes there are, absent ones included.
+
+    Returns:
+        (classes, classes) int64; the sum is N.
+
+    Raises:
+        ValueError: for no picture, unequal lengths or an index out of range.
+
+    >>> confusion_matrix([0, 0, 1], [0, 1, 1], classes=2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    target, predicted = np.asarray(target), np.asarray(predicted)
+    if target.ndim != 1 or target.shape != predicted.shape:
+        raise ValueError(
+            f"target has shape {target.shape}, predicted {predicted.shape}; "
+            "give one class index a picture in both."
+        )
+    if not len(target):
+        raise ValueError("there is no picture to score; give at least one.")
+    for name, index in (("target", target), ("predicted", predicted)):
+        if not np.issubdtype(index.dtype, np.integer):
+            raise ValueError(f"{name}: expected class indices (int), got {index.dtype}.")
+        if index.min() < 0 or index.max() >= classes:
+            raise ValueError(
+                f"{name}: expected indices 0..{classes - 1}, got {index.min()}..{index.max()}; "
+                "leave out pictures without a label (-1)."
+            )
+    cells = target.astype(np.int64) * classes + predicted
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
+    """Share of the (N,) predictions that equal their target, N >= 1.
+
+    >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2])
+    0.75
+    """
+    target, predicted = np.asarray(target), np.asarray(predicted)
+    if target.shape != predicted.shape or not target.size:
+        raise ValueError(
+            f"target has shape {target.shape}, predicted {predicted.shape}; "
+            "give two lists of equal length, at least 1."
+        )
+    return float(np.mean(target == predicted))
+
+
+def macro_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Mean over all `classes` of the F1 score; a class never seen nor predicted counts 0.
+
+    >>> macro_f1([0, 0, 1], [0, 1, 1], classes=2)  # both F1 are 2/3
+    0.6666666666666666
+    """
+    return float(np.mean(_precision_recall_f1(target, predicted, classes)[2]))
+
+
+def weighted_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Mean of the classes' F1 scores, weighted by how many pictures each truly has.
+
+    >>> weighted_f1([0, 0, 0, 1], [0, 0, 0, 0], classes=2)  # 3/4 of 6/7, 1/4 of 0
+    0.6428571428571428
+    """
+    _, _, f1, support = _precision_recall_f1(target, predicted, classes)
+    return float(np.average(f1, weights=support))
+
+
+def per_class_table(
+    target: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+) -> pd.DataFrame:
+    """Tabulate precision, recall, F1 and support per class, then their two averages.
+
+    Args:
+        target: (N,) class indices, N >= 1.
+        predicted: (N,) class indices.
+        names: the class names; the position is the class index.
+
+    Returns:
+        Columns class, precision, recall, f1, support: one row a class in the order of
+        `names`, then the rows "macro" (plain mean) and "weighted" (mean by support).
+
+    >>> per_class_table([0, 0, 1, 1], [0, 0, 1, 0], ["open", "closed"]).round(2)
+          class  precision  recall    f1  support
+    0      open       0.67    1.00  0.80        2
+    1    closed       1.00    0.50  0.67        2
+    2     macro       0.83    0.75  0.73        4
+    3  weighted       0.83    0.75  0.73        4
+    """
+    *scores, support = _precision_recall_f1(target, predicted, len(names))
+    columns = {
+        name: [*score, np.mean(score), np.average(score, weights=support)]
+        for name, score in zip(("precision", "recall", "f1"), scores, strict=True)
+    }
+    total = int(support.sum())
+    return pd.DataFrame(
+        {"class": [*names, "macro", "weighted"], **columns, "support": [*support, total, total]}
+    )
+
+
+def classification_scores(target: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Score seven-way predictions finely and, by the site of each class, coarsely.
+
+    Args:
+        target: (N,) official class indices, N >= 1.
+        predicted: (N,) official class indices.
+
+    Returns:
+        accuracy, macro_f1 and weighted_f1 over the classes; coarse_accuracy and
+        coarse_macro_f1 over the sites.
+
+    >>> scores = classification_scores([0, 2], [1, 2])  # a right nose taken for a left one
+    >>> scores["accuracy"], scores["coarse_accuracy"]
+    (0.5, 1.0)
+    """
+    classes, sites = len(CLASS_NAMES), len(SITE_NAMES)
+    fine = {
+        "accuracy": accuracy(target, predicted),
+        "macro_f1": macro_f1(target, predicted, classes),
+        "weighted_f1": weighted_f1(target, predicted, classes),
+    }
+    site_of = np.array(SITE_OF)
+    target, predicted = site_of[target], site_of[predicted]
+    return fine | {
+        "coarse_accuracy": accuracy(target, predicted),
+        "coarse_macro_f1": macro_f1(target, predicted, sites),
+    }
+
+
+def first_right_rank(
+    ranked: Sequence[Sequence[Hashable]],
+    relevant: Sequence[Hashable | Collection[Hashable]],
+) -> np.ndarray:
+    """Find the rank of the first right answer of each query, 1 for the best place.
+
+    Args:
+        ranked: Q lists of answers, best first; they may stop early.
+        relevant: Q right answers; a list, tuple or set where several are right.
+
+    Returns:
+        (Q,) float64 ranks; infinity where no right answer is in the list.
+
+    Raises:
+        ValueError: for no query, unequal lengths or a query without any right answer.
+
+    >>> first_right_rank([["a", "b", "c"], ["a", "b"]], [{"b", "c"}, "z"]).tolist()
+    [2.0, inf]
+    """
+    if len(ranked) != len(relevant) or not len(ranked):
+        raise ValueError(
+            f"ranked has {len(ranked)} queries, relevant {len(relevant)}; "
+            "give as many of both, at least 1."
+        )
+    ranks = np.full(len(ranked), np.inf)
+    for query, (answers, right) in enumerate(zip(ranked, relevant, strict=True)):
+        several = isinstance(right, list | tuple | set | frozenset)
+        right = set(right) if several else {right}
+        if not right:
+            raise ValueError(f"query {query} has no right answer; leave it out of the score.")
+        ranks[query] = next((r for r, a in enumerate(answers, start=1) if a in right), np.inf)
+    return ranks
+
+
+def recall_at_k(
+    ranked: Sequence[Sequence[Hashable]],
+    relevant: Sequence[Hashable | Collection[Hashable]],
+    k: int,
+) -> float:
+    """Share of the queries with at least one right answer among the first k, k >= 1.
+
+    Arguments and errors are those of `first_right_rank`.
+
+    >>> recall_at_k([["a", "b"], ["a", "b"]], ["a", "b"], k=1)
+    0.5
+    """
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}.")
+    return float(np.mean(first_right_rank(ranked, relevant) <= k))
+
+
+def mrr(
+    ranked: Sequence[Sequence[Hashable]],
+    relevant: Sequence[Hashable | Collection[Hashable]],
+) -> float:
+    """Mean over the queries of 1 / rank of the first right answer, 0 where there is none.
+
+    Arguments and errors are those of `first_right_rank`.
+
+    >>> mrr([["a", "b"], ["a", "b"]], ["a", "b"])
+    0.75
+    """
+    return float(np.mean(1 / first_right_rank(ranked, relevant)))
+
+
+def median_rank(
+    ranked: Sequence[Sequence[Hashable]],
+    relevant: Sequence[Hashable | Collection[Hashable]],
+) -> float:
+    """Median over the queries of the first right answer's rank; infinity if most have none.
+
+    Arguments and errors are those of `first_right_rank`.
+
+    >>> median_rank([["a", "b"], ["a", "b"]], ["a", "b"])
+    1.5
+    """
+    return float(np.median(first_right_rank(ranked, relevant)))
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, resampling whole groups.
+
+    Pictures of one examination are right or wrong together; resampling single pictures
+    would make the interval too narrow. A mean of 0/1 `values` is an accuracy or a
+    recall; the difference of two methods' `values` gives a paired interval. Where all
+    values agree the interval has no width, which says little about a small sample.
+
+    Args:
+        values: (N,) one value a picture or query, N >= 1.
+        groups: (N,) group of each value; None: every value for itself.
+        level: coverage, between 0 and 1.
+        draws: resamples.
+        seed: the same seed gives the same interval.
+
+    Returns:
+        The lower and the upper end.
+
+    >>> low, high = bootstrap_interval([0, 0, 1, 1, 1, 1, 1, 1], seed=0)
+    >>> low < 0.75 < high
+    True
+    """
+    values = np.asarray(values, dtype=np.float64)
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    if values.ndim != 1 or values.shape != groups.shape or not len(values):
+        raise ValueError(
+            f"values has shape {values.shape}, groups {groups.shape}; "
+            "give one group a value, at least one value."
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a share between 0 and 1, got {level}.")
+    _, group = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group)
+    sums = np.bincount(group, weights=values)
+    drawn = np.random.default_rng(seed).integers(len(sizes), size=(draws, len(sizes)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def score_by_part(pictures: pd.DataFrame, predicted: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
+    """Score predictions on the development (out-of-fold) and on the held-out pictures.
+
+    Args:
+        pictures: N rows with the columns class_index, part ("dev", "heldout" or else) and group.
+        predicted: (N,) class indices.
+        seed: of the bootstrap.
+
+    Returns:
+        Index part, one row for each of "dev" and "heldout" that has pictures. Columns:
+        pictures, then coarse and fine accuracy, each with the ends `_low` and `_high` of its
+        95 % interval over groups, and macro_f1 and weighted_f1 of the classes.
+    """
+    rows = {}
+    site_of = np.array(SITE_OF)
+    for part in ("dev", "heldout"):
+        chosen = (pictures["part"] == part).to_numpy()
+        if not chosen.any():
+            continue
+        target, guess = pictures["class_index"].to_numpy()[chosen], predicted[chosen]
+        groups = pictures["group"].to_numpy()[chosen]
+        scores = classification_scores(target, guess)
+        row: dict[str, float] = {"pictures": int(chosen.sum())}
+        for name, right, mean in (
+            ("coarse", site_of[target] == site_of[guess], scores["coarse_accuracy"]),
+            ("fine", target == guess, scores["accuracy"]),
+        ):
+            low, high = bootstrap_interval(right, groups, seed=seed)
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        rows[part] = row | {name: scores[name] for name in ("macro_f1", "weighted_f1")}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
+
+
+def score_ranking(
+    ranked: Sequence[Sequence[Hashable]],
+    relevant: Sequence[Hashable | Collection[Hashable]],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Score rankings: queries, recall@1, 5 and 10, the interval of recall@1, MRR, median rank.
+
+    Arguments and errors are those of `first_right_rank`; `seed` is the bootstrap's.
+
+    >>> scores = score_ranking([["a", "b"], ["a", "b"]], ["a", "b"])
+    >>> scores["recall@1"], scores["recall@5"], scores["mrr"]
+    (0.5, 1.0, 0.75)
+    """
+    low, high = bootstrap_interval(first_right_rank(ranked, relevant) <= 1, seed=seed)
+    return {
+        "queries": len(ranked),
+        "recall@1": recall_at_k(ranked, relevant, 1),
+        "low": low,
+        "high": high,
+        "recall@5": recall_at_k(ranked, relevant, 5),
+        "recall@10": recall_at_k(ranked, relevant, 10),
+        "mrr": mrr(ranked, relevant),
+        "median_rank": median_rank(ranked, relevant),
+    }
+
+
+def reliability_table(probs: np.ndarray, target: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """Compare confidence and accuracy of the top class in equal bins of confidence.
+
+    Args:
+        probs: (N, C) class probabilities, rows sum to 1, N >= 1.
+        target: (N,) class indices.
+        bins: how many bins divide (0, 1]; a bin holds its upper edge.
+
+    Returns:
+        One row a bin that holds pictures: bin, count, confidence, accuracy (means).
+
+    >>> reliability_table(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]), bins=2)
+       bin  count  confidence  accuracy
+    0    1      2        0.75       0.5
+    """
+    probs, target = np.asarray(probs, dtype=np.float64), np.asarray(target)
+    if probs.ndim != 2 or target.shape != probs.shape[:1] or not len(probs):
+        raise ValueError(
+            f"probs has shape {probs.shape}, target {target.shape}; "
+            "give (N, C) probabilities and N class indices, N >= 1."
+        )
+    confidence = probs.max(axis=1)
+    if not (confidence.min() > 0 and confidence.max() <= 1 + 1e-5):  # also refuses NaN
+        raise ValueError(
+            f"probs: expected values 0..1 with a positive one in every row, got row maxima "
+            f"{confidence.min()}..{confidence.max()}; apply softmax to logits first."
+        )
+    right = probs.argmax(axis=1) == target
+    edges = np.arange(1, bins) / bins
+    rows = pd.DataFrame({"bin": np.digitize(confidence, edges, right=True)})
+    rows["confidence"], rows["accuracy"] = confidence, right.astype(float)
+    table = rows.groupby("bin").agg(
+        count=("bin", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
+    )
+    return table.reset_index()
+
+
+def expected_calibration_error(probs: np.ndarray, target: np.ndarray, bins: int = 10) -> float:
+    """Mean gap between confidence and accuracy over the bins of `reliability_table`.
+
+    Each bin counts by its pictures (Guo et al. 2017, equation 3). 0: as often right as sure.
+
+    >>> expected_calibration_error(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]), bins=2)
+    0.25
+    """
+    table = reliability_table(probs, target, bins)
+    gap = (table["confidence"] - table["accuracy"]).abs()
+    return float(np.average(gap, weights=table["count"]))
+
+
+def _precision_recall_f1(
+    target: np.ndarray, predicted: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall, F1 and support, each (classes,); 0 where the divisor is 0."""
+    matrix = confusion_matrix(target, predicted, classes)
+    right, named, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.divide(part, whole, out=np.zeros(classes), where=whole > 0)
+
+    return share(right, named), share(right, support), share(2 * right, named + support), support

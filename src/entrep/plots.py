@@ -1,0 +1,468 @@
+"""One function per figure: data and `ax` in, `ax` out; pictures in, a figure out.
+
+Classes always come in the official order and in the same colours: one hue a site, the first
+answer of its two-way question dark, the second light. The hues stay apart for colour-blind
+eyes, and wherever colour carries a meaning a label, a marker or a line style carries it too.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from PIL import Image
+
+from entrep.artifacts import atomic_path
+from entrep.labels import CLASS_NAMES, SITE_OF
+from entrep.metrics import confusion_matrix, expected_calibration_error, reliability_table
+
+CLASS_COLOURS = dict(
+    zip(
+        CLASS_NAMES,
+        ("#16548f", "#6fb1e4", "#b5480f", "#ffb45c", "#0f6e5c", "#7ad9c0", "#b0609f"),
+        strict=True,
+    )
+)
+SITE_MARKERS = ("o", "s", "^", "D")  # by site index
+COARSE, FINE = "#9fb0c3", "#2f3e53"  # of scores by site and by class
+CHOSEN = "#c2185b"  # what was decided
+RIGHT, WRONG = "#1a8f6a", "#cf3b3b"
+PARTS = {"dev": "development", "heldout": "held out"}
+
+Picture = Image.Image | np.ndarray  # (H, W, 3), bytes 0..255 or floats 0..1
+
+
+def set_style() -> None:
+    """Set the notebooks' look; the one function here that changes Matplotlib's settings."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "axes.axisbelow": True,
+            "axes.edgecolor": "#8a8f98",
+            "axes.labelcolor": "#333333",
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.labelsize": 10,
+            "axes.titlesize": 11,
+            "legend.fontsize": 9,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "grid.color": "#e4e7eb",
+            "legend.frameon": False,
+            "xtick.color": "#8a8f98",
+            "xtick.labelcolor": "#333333",
+            "ytick.color": "#8a8f98",
+            "ytick.labelcolor": "#333333",
+        },
+    )
+
+
+def save_figure(fig: Figure, path: str | Path) -> None:
+    """Save as PNG, atomically; the same figure gives the same bytes on the same machine."""
+    with atomic_path(path) as temporary:
+        fig.savefig(
+            temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
+
+
+def plot_picture_grid(
+    pictures: Sequence[Picture],
+    titles: Sequence[str],
+    *,
+    columns: int = 6,
+    frame_colours: Sequence[str] | None = None,
+) -> Figure:
+    """Show pictures row by row, each under its title and, if asked for, in a coloured frame."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    lines = max(title.count("\n") + 1 for title in titles)
+    height = 1.65 + 0.17 * lines
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(1.7 * columns, height * rows), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat[len(pictures) :]:
+        ax.set_axis_off()
+    colours = [None] * len(pictures) if frame_colours is None else frame_colours
+    used = axes.flat[: len(pictures)]
+    for ax, picture, title, colour in zip(used, pictures, titles, colours, strict=True):
+        _show_picture(ax, picture, colour)
+        ax.set_title(title, fontsize=8.5, loc="center", pad=4, parse_math=False)
+    return fig
+
+
+def plot_class_counts(pictures: pd.DataFrame, ax: Axes) -> Axes:
+    """Stack the labelled pictures of each class by part.
+
+    Args:
+        pictures: rows with the columns class_index (-1: unknown, left out) and part.
+        ax: where to draw.
+    """
+    labelled = pictures[pictures["class_index"] >= 0]
+    counts = pd.crosstab(labelled["class_index"], labelled["part"])
+    counts = counts.reindex(index=range(len(CLASS_NAMES)), columns=list(PARTS), fill_value=0)
+    start = np.zeros(len(CLASS_NAMES))
+    for part, alpha in zip(PARTS, (1.0, 0.45), strict=True):
+        ax.barh(
+            CLASS_NAMES, counts[part], left=start, color=list(CLASS_COLOURS.values()), alpha=alpha
+        )
+        start += counts[part].to_numpy()
+    for row, (dev, heldout) in enumerate(counts.to_numpy()):
+        text = f" {dev + heldout}" + (f"  ({dev} + {heldout})" if heldout else "")
+        ax.text(dev + heldout, row, text, va="center", fontsize=9)
+    if counts["heldout"].any():
+        handles = [Patch(color="#555555", alpha=a) for a in (1.0, 0.45)]
+        ax.legend(handles, PARTS.values(), loc="lower right")
+    ax.invert_yaxis()
+    ax.margins(x=0.16)
+    ax.set_xlabel("pictures")
+    ax.grid(axis="x")
+    return ax
+
+
+def plot_group_sizes(groups: np.ndarray, ax: Axes) -> Axes:
+    """Count the groups of each size; ten pictures and more share a bar.
+
+    Args:
+        groups: (N,) group of each picture.
+        ax: where to draw.
+    """
+    sizes = np.minimum(pd.Series(groups).value_counts(), 10)
+    counts = sizes.value_counts().sort_index()
+    names = [f"{size}" if size < 10 else "10 or more" for size in counts.index]
+    colours = [COARSE if size == 1 else FINE for size in counts.index]
+    bars = ax.bar(names, counts, width=0.6, color=colours)
+    ax.bar_label(bars, padding=2, fontsize=9)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(0.6, counts.max() * 3)
+    ax.set_xlabel("pictures in a group")
+    ax.set_ylabel("groups (log scale)")
+    ax.grid(axis="y")
+    return ax
+
+
+def plot_embedding_map(embeddings: np.ndarray, class_index: np.ndarray, ax: Axes) -> Axes:
+    """Draw embeddings on their two main axes: sites by marker and hue, classes by shade.
+
+    Args:
+        embeddings: (N, D), N >= 2 and D >= 2.
+        class_index: (N,) ints in 0..6.
+        ax: where to draw.
+    """
+    centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, dtype=np.float64)
+    _, scales, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:2]
+    # An SVD may return either sign; let the largest component of each axis point up.
+    largest = np.abs(directions).argmax(axis=1)
+    directions = directions * np.sign(directions[[0, 1], largest])[:, None]
+    points = centred @ directions.T
+    for index, name in enumerate(CLASS_NAMES):
+        chosen = class_index == index
+        ax.scatter(
+            *points[chosen].T,
+            s=26,
+            marker=SITE_MARKERS[SITE_OF[index]],
+            color=CLASS_COLOURS[name],
+            edgecolor="white",
+            linewidth=0.4,
+            label=name,
+        )
+    shares = scales**2 / max(np.sum(scales**2), np.finfo(float).tiny)
+    ax.set_xlabel(f"principal axis 1 ({shares[0]:.0%} of the variance)")
+    ax.set_ylabel(f"principal axis 2 ({shares[1]:.0%} of the variance)")
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), markerscale=1.4)
+    return ax
+
+
+def plot_weight_sweep(weights: np.ndarray, scores: np.ndarray, chosen: float, ax: Axes) -> Axes:
+    """Draw out-of-fold accuracy against the pictures' weight in a prototype.
+
+    Args:
+        weights: (W,) rising, 0..1.
+        scores: (W, 2) coarse and fine accuracy.
+        chosen: the weight that was decided on.
+        ax: where to draw.
+    """
+    marker = "o" if len(weights) < 30 else None
+    for column, (name, colour) in enumerate((("coarse (site)", COARSE), ("fine (class)", FINE))):
+        ax.plot(weights, scores[:, column], color=colour, marker=marker, ms=4, label=name)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(0, 1.04)
+    ax.set_xlabel("weight of the pictures (0: sentences only, 1: pictures only)")
+    _mark_chosen(ax, chosen)
+    _percent_axis(ax, "out-of-fold accuracy")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+def plot_training_history(history: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw each fold's losses by epoch and ring the epoch that was kept.
+
+    Args:
+        history: rows with the columns fold, epoch, train_loss, validation_loss and best
+            (1 in the row whose weights were kept).
+        ax: where to draw.
+    """
+    folds = history["fold"].unique()
+    colours = sns.color_palette("mako", len(folds) + 1)[: len(folds)]
+    for fold, colour in zip(folds, colours, strict=True):
+        rows = history[history["fold"] == fold].sort_values("epoch")
+        ax.plot(rows["epoch"], rows["train_loss"], color=colour, lw=1, ls=(0, (4, 2)))
+        ax.plot(rows["epoch"], rows["validation_loss"], color=colour, lw=1.8)
+        best = rows[rows["best"] == 1]
+        ax.plot(
+            best["epoch"],
+            best["validation_loss"],
+            ls="none",
+            marker="o",
+            ms=9,
+            mfc="none",
+            mec=CHOSEN,
+            mew=1.8,
+        )
+    handles = [
+        Line2D([], [], color=c, lw=3, label=f"fold {f}")
+        for f, c in zip(folds, colours, strict=True)
+    ]
+    handles += [
+        Line2D([], [], color="#555555", lw=1.8, label="left-out fold"),
+        Line2D([], [], color="#555555", lw=1, ls=(0, (4, 2)), label="training"),
+        Line2D([], [], color=CHOSEN, ls="none", marker="o", mfc="none", ms=8, label="kept"),
+    ]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("loss")
+    ax.grid(axis="y")
+    return ax
+
+
+def plot_confusion(
+    target: np.ndarray, predicted: np.ndarray, names: Sequence[str], ax: Axes
+) -> Axes:
+    """Write counts into the cells and shade each by its share of the true class.
+
+    Args:
+        target: (N,) true indices into `names`.
+        predicted: (N,) predicted indices.
+        names: in the order of the indices; classes of one site are boxed together.
+        ax: where to draw.
+    """
+    matrix = confusion_matrix(target, predicted, len(names))
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap=sns.light_palette(CLASS_COLOURS["nose-right"], as_cmap=True), vmax=1)
+    for row, column in np.argwhere(matrix):
+        colour = "white" if shares[row, column] > 0.5 else "#222222"
+        text = str(matrix[row, column])
+        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=9.5)
+    ends = np.arange(len(names) + 1) - 0.5
+    ax.hlines(ends, -0.5, ends[-1], color="white", lw=1.2)
+    ax.vlines(ends, -0.5, ends[-1], color="white", lw=1.2)
+    if tuple(names) == CLASS_NAMES:
+        for site in sorted(set(SITE_OF)):
+            start, size = SITE_OF.index(site) - 0.5, SITE_OF.count(site)
+            box = Rectangle((start, start), size, size, fill=False, ec=FINE, lw=1.3, zorder=3)
+            ax.add_patch(box)
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    return ax
+
+
+def plot_method_comparison(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw coarse and fine accuracy of methods as bars with their intervals.
+
+    Args:
+        table: one row a method, its name in the index, with the columns coarse, coarse_low,
+            coarse_high, fine, fine_low and fine_high.
+        ax: where to draw.
+    """
+    places = np.arange(len(table))
+    width = 0.36
+    for name, colour, shift in (("coarse", COARSE, -0.19), ("fine", FINE, 0.19)):
+        value = table[name].to_numpy()
+        ends = np.abs([value - table[f"{name}_low"], table[f"{name}_high"] - value])
+        label = {"coarse": "coarse (site)", "fine": "fine (class)"}[name]
+        ax.bar(places + shift, value, width, color=colour, label=label)
+        whiskers = ax.errorbar(places + shift, value, ends, fmt="none", ecolor="#111111", lw=1.8)
+        # A white seam: the dark lines stay visible on a dark bar.
+        whiskers[2][0].set_path_effects([withStroke(linewidth=4, foreground="white")])
+        for place, share in zip(places + shift, value, strict=True):
+            ink = "white" if name == "fine" else "#111111"
+            ax.text(place, 0.03, f"{share:.1%}", ha="center", color=ink, fontsize=9)
+    ax.set_xticks(places, table.index)
+    ax.tick_params(axis="x", length=0, labelsize=10)
+    ax.set_ylim(0, 1.04)
+    _percent_axis(ax, "accuracy, 95 % interval")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+def plot_threshold_sweep(
+    thresholds: np.ndarray,
+    accuracy: np.ndarray,
+    fallback_share: np.ndarray,
+    chosen: float,
+    ax: Axes,
+) -> Axes:
+    """Draw coarse accuracy, and behind it the share that falls back, against the threshold.
+
+    Args:
+        thresholds: (T,) rising.
+        accuracy: (T,) coarse accuracy out of fold, 0..1.
+        fallback_share: (T,) share of pictures whose site the backbone decides, 0..1.
+        chosen: the threshold that was decided on.
+        ax: where to draw; a second axis on its right is made for the share.
+    """
+    behind = ax.twinx()
+    behind.fill_between(thresholds, fallback_share, color=COARSE, alpha=0.45, lw=0)
+    behind.set_ylim(0, 1)
+    behind.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    behind.set_ylabel("share that falls back (area)", color="#6b7c90")
+    sns.despine(ax=behind, right=False)
+    ax.set_zorder(behind.get_zorder() + 1)
+    ax.patch.set_visible(False)
+
+    ax.plot(thresholds, accuracy, color=FINE, lw=2)
+    span = max(float(np.ptp(accuracy)), 0.02)
+    ax.set_ylim(accuracy.max() - 1.12 * span, accuracy.max() + 0.12 * span)
+    ax.set_xlim(thresholds[0], thresholds[-1])
+    ax.set_xlabel("threshold on the prototypes' confidence")
+    _mark_chosen(ax, chosen)
+    _percent_axis(ax, "coarse accuracy (line)", decimals=1)
+    return ax
+
+
+def plot_reliability(probs: np.ndarray, target: np.ndarray, ax: Axes, *, bins: int = 10) -> Axes:
+    """Compare how sure predictions are with how often they are right.
+
+    Args:
+        probs: (N, C) class probabilities, rows sum to 1, N >= 1.
+        target: (N,) class indices.
+        ax: where to draw.
+        bins: how many bins of confidence.
+    """
+    table = reliability_table(probs, target, bins)
+    error = expected_calibration_error(probs, target, bins)
+    ax.plot([0, 1], [0, 1], color="#8a8f98", ls=(0, (4, 3)), lw=1.2)
+    ax.vlines(table["confidence"], table["confidence"], table["accuracy"], color=CHOSEN, lw=2)
+    area = 30 + 370 * table["count"] / table["count"].sum()
+    ax.scatter(table["confidence"], table["accuracy"], s=area, color=FINE, zorder=3)
+    ax.text(0.04, 0.93, f"calibration error {error:.3f}", transform=ax.transAxes, fontsize=9.5)
+    ax.text(0.04, 0.86, f"{table['count'].sum()} pictures", transform=ax.transAxes, fontsize=9.5)
+    ax.set_xlim(0, 1.03)
+    ax.set_ylim(0, 1.03)
+    ax.set_aspect("equal")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_xlabel("confidence (dots: bins, larger with more pictures)")
+    _percent_axis(ax, "accuracy")
+    return ax
+
+
+def plot_neighbours(
+    queries: Sequence[Picture | str],
+    neighbours: Sequence[Sequence[Picture]],
+    titles: Sequence[str],
+    right: Sequence[Sequence[bool]],
+) -> Figure:
+    """Show a query a row, then its nearest pictures: right ones framed green, others red.
+
+    Args:
+        queries: Q pictures, or Q phrases.
+        neighbours: Q lists of pictures, best first.
+        titles: Q texts for below the query picture; "" for none.
+        right: Q lists that say of each neighbour whether it is a right answer.
+    """
+    k = max(len(row) for row in neighbours)
+    fig, axes = plt.subplots(
+        len(queries),
+        k + 1,
+        figsize=(1.9 + 1.5 * k, (1.72 if any(titles) else 1.55) * len(queries) + 0.2),
+        squeeze=False,
+        width_ratios=[1.35] + [1] * k,
+        layout="constrained",
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, query, nearest, title, verdicts in zip(
+        axes, queries, neighbours, titles, right, strict=True
+    ):
+        if isinstance(query, str):
+            text = textwrap.fill(query, 22)
+            style = {"fontsize": 9.5, "style": "italic", "parse_math": False}
+            row[0].text(0.5, 0.5, text, ha="center", va="center", **style)
+        else:
+            _show_picture(row[0], query)
+            row[0].set_xlabel(textwrap.fill(title, 30), fontsize=8, parse_math=False)
+        used = row[1 : len(nearest) + 1]
+        for ax, picture, verdict in zip(used, nearest, verdicts, strict=True):
+            _show_picture(ax, picture, RIGHT if verdict else WRONG)
+            ax.text(
+                0.06,
+                0.94,
+                "✓" if verdict else "✗",
+                transform=ax.transAxes,
+                ha="left",
+                va="top",
+                color="white",
+                fontsize=9,
+                bbox={"facecolor": RIGHT if verdict else WRONG, "lw": 0, "pad": 1.5},
+            )
+    for column, ax in enumerate(axes[0]):
+        ax.set_title("query" if column == 0 else f"{column}", fontsize=9, loc="center")
+    return fig
+
+
+def _show_picture(ax: Axes, picture: Picture, frame_colour: str | None = None) -> None:
+    pixels = np.asarray(picture)
+    if np.issubdtype(pixels.dtype, np.floating):
+        pixels = np.clip(pixels, 0, 1)  # augmented pictures may overshoot
+    ax.set_axis_on()
+    ax.imshow(pixels)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(frame_colour is not None)
+        spine.set(edgecolor=frame_colour, linewidth=3)
+
+
+def _mark_chosen(ax: Axes, chosen: float) -> None:
+    ax.axvline(chosen, color=CHOSEN, lw=1.4, ls=(0, (4, 2)), zorder=1)
+    # Above the axes, where no line can run through it.
+    ax.text(
+        chosen,
+        1.01,
+        f"chosen: {chosen:.2f}",
+        color=CHOSEN,
+        fontsize=9,
+        ha="center",
+        va="bottom",
+        transform=ax.get_xaxis_transform(),
+    )
+
+
+def _percent_axis(ax: Axes, label: str, decimals: int = 0) -> None:
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+    ax.set_ylabel(label)
+    ax.grid(axis="y")

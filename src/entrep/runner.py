@@ -1,0 +1,471 @@
+"""The six notebooks in order, through papermill: what is unchanged is skipped, what fails is named.
+
+A run folder belongs to one configuration. `manifest.json` in it records, for every finished
+notebook, what went in (source, package, parameters, upstream artefacts, data, versions) and the
+SHA-256 of every file that came out. A notebook is skipped when both still hold, so an interrupted
+run goes on where it stopped, and a changed parameter reruns only what depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO
+
+from entrep import __version__
+from entrep.artifacts import (
+    hash_folder,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_text,
+)
+from entrep.config import RunConfig, load_config
+from entrep.notebook import (
+    Progress,
+    RunError,
+    declared_parameters,
+    execute_notebook,
+    hash_code,
+    kernel_environment,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook: its file's stem, the steps whose artefacts it reads, the folders it owns."""
+
+    name: str
+    upstream: tuple[str, ...] = ()
+    extra_outputs: tuple[str, ...] = ()  # beside the folder of its own name
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Folders of the run folder that this notebook alone writes."""
+        return (self.name, *self.extra_outputs)
+
+
+DRAWN = "data"  # the folder of the drawn pictures; ours only when no data were given
+NOTEBOOKS = (
+    Step("01_eda", extra_outputs=(DRAWN,)),
+    Step("02_prototypes", upstream=("01_eda",)),
+    Step("03_dinov2_finetune", upstream=("01_eda",)),
+    Step("04_hybrid", upstream=("01_eda", "02_prototypes", "03_dinov2_finetune")),
+    Step("05_retrieval", upstream=("01_eda", "02_prototypes")),
+    Step(
+        "06_submission",
+        upstream=("01_eda", "02_prototypes", "03_dinov2_finetune", "04_hybrid", "05_retrieval"),
+        extra_outputs=("submissions",),
+    ),
+)
+# Other versions of these may give other numbers, so a notebook runs again with them.
+VERSIONED = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scikit-learn", "pillow")
+_OPTIONS = {"profile": "--profile", "data_path": "--data", "work_dir": "--out"}
+BASE_PARAMETERS = ("profile", "data_path", "work_dir", "seed", "device")
+
+
+def run(
+    profile: str = "demo",
+    *,
+    data: str | Path = "",
+    out: str | Path = "",
+    only: Sequence[str] = (),
+    parameters: Mapping[str, object] | None = None,
+    force: bool = False,
+    notebooks: str | Path | None = None,
+    steps: Sequence[Step] = NOTEBOOKS,
+) -> dict[str, str]:
+    """Run the notebooks whose inputs changed and gather their results in one run folder.
+
+    Args:
+        profile: "demo", "mini" or "full".
+        data: the challenge's folder; empty: notebook 01 draws pictures (demo only).
+        out: the run folder; empty: the profile's, below the current folder.
+        only: stems or numbers ("03") of the notebooks to run; empty: all.
+        parameters: further fields of `RunConfig`, passed to the notebooks that declare them.
+        force: run the selected notebooks even if nothing changed.
+        notebooks: folder of the notebooks; None: `notebooks/` of the checkout.
+        steps: the notebooks' table, in running order.
+
+    Returns:
+        Per selected notebook "unchanged" or why it ran: "new", "parameters changed", …
+
+    Raises:
+        ValueError: for a parameter or a notebook that is not there, before anything runs.
+        FileNotFoundError: if the data, the notebooks or needed artefacts are missing.
+        RunError: if a notebook fails; its partial copy stays in `notebooks/`.
+    """
+    parameters = dict(parameters or {})
+    for name, option in {
+        "profile": "--profile",
+        "data_path": "--data",
+        "work_dir": "--out",
+    }.items():
+        if name in parameters:
+            raise ValueError(f"{name}: give it with {option}.")
+    if data and not Path(data).is_dir():
+        raise FileNotFoundError(f"{data}: there is no such folder; --data wants the challenge's.")
+    # Absolute: a kernel works in another folder than this process.
+    config = load_config(
+        profile,
+        data_path=str(Path(data).resolve()) if data else "",
+        work_dir=str(out) or None,
+        **parameters,
+    )
+    config = dataclasses.replace(config, work_dir=str(Path(config.work_dir).resolve()))
+    selected = select_steps(only, steps)
+    source = find_notebooks(notebooks, selected)
+    passed = choose_parameters(config, parameters, selected, source, steps)
+    job = _Job(config, source, passed, tuple(steps), selected)
+    _check_run_folder(job)
+    with _claimed(job.out):
+        return job.run(force=force)
+
+
+def select_steps(only: Sequence[str], steps: Sequence[Step] = NOTEBOOKS) -> tuple[Step, ...]:
+    """The steps that `only` names, by stem or by number, in running order; all if it is empty."""
+    names = [name.strip().removesuffix(".ipynb") for name in only if name.strip()]
+    for name in names:
+        if not any(_is_called(step, name) for step in steps):
+            known = ", ".join(step.name for step in steps)
+            raise ValueError(f"--only: there is no notebook {name!r}; there are {known}.")
+    return tuple(s for s in steps if not names or any(_is_called(s, name) for name in names))
+
+
+def _is_called(step: Step, name: str) -> bool:
+    number = step.name.split("_")[0]
+    return name == step.name or (name.isdigit() and name.zfill(2) == number)
+
+
+def find_notebooks(folder: str | Path | None, steps: Iterable[Step]) -> Path:
+    """The folder that holds the notebooks of `steps`; None: the one beside `src/`."""
+    found = Path(folder) if folder else Path(__file__).resolve().parents[2] / "notebooks"
+    for step in steps:
+        if not (found / f"{step.name}.ipynb").is_file():
+            raise FileNotFoundError(
+                f"{found / step.name}.ipynb is not there. The notebooks come with the "
+                "repository, not with the package: give their folder with --notebooks DIR."
+            )
+    return found.resolve()
+
+
+def parse_parameters(pairs: Iterable[str]) -> dict[str, object]:
+    """Turn `name=value` texts into values of the type that `RunConfig` has for that name.
+
+    A name that `RunConfig` does not know keeps its text: `load_config` refuses it with a hint.
+    """
+    types = {field.name: type(field.default) for field in dataclasses.fields(RunConfig)}
+    values: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name, text = name.strip(), text.strip()
+        if not equals or not name:
+            raise ValueError(f"-p {pair}: expected name=value, such as -p epochs=8.")
+        expected = types.get(name, str)
+        try:
+            values[name] = _BOOLEANS[text.lower()] if expected is bool else expected(text)
+        except (KeyError, ValueError):
+            wanted = "true or false" if expected is bool else expected.__name__
+            raise ValueError(f"{name}: expected {wanted}, got {text!r}.") from None
+    return values
+
+
+_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+
+def choose_parameters(
+    config: RunConfig,
+    overrides: Iterable[str],
+    selected: Sequence[Step],
+    source: Path,
+    steps: Sequence[Step],
+) -> dict[str, dict[str, object]]:
+    """What each selected notebook is given: the five that all take, and the overrides it declares.
+
+    papermill only warns about a parameter that a notebook does not declare; here it is refused.
+    """
+    declared = {step.name: declared_parameters(source / f"{step.name}.ipynb") for step in selected}
+    for step in selected:
+        missing = [name for name in BASE_PARAMETERS if name not in declared[step.name]]
+        if missing:
+            raise ValueError(
+                f"{step.name}.ipynb: its cell tagged 'parameters' lacks {', '.join(missing)}."
+            )
+    for name in overrides:
+        if any(name in names for names in declared.values()):
+            continue
+        others = [source / f"{step.name}.ipynb" for step in steps if step not in selected]
+        takers = [
+            path.stem for path in others if path.is_file() and name in declared_parameters(path)
+        ]
+        hint = f"{', '.join(takers)} does; --only leaves it out" if takers else "no notebook does"
+        chosen = ", ".join(step.name for step in selected)
+        raise ValueError(f"{name}: none of {chosen} takes this parameter; {hint}.")
+    wanted = {*BASE_PARAMETERS, *overrides}
+    return {
+        name: {key: getattr(config, key) for key in names if key in wanted}
+        for name, names in declared.items()
+    }
+
+
+class _Job:
+    """One call of `run`, its arguments checked: decides, executes, records."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: Path,
+        passed: Mapping[str, Mapping[str, object]],
+        steps: tuple[Step, ...],
+        selected: tuple[Step, ...],
+    ) -> None:
+        self.config, self.source, self.passed = config, source, passed
+        self.steps, self.selected = steps, selected
+        self.out = Path(config.work_dir)
+        self.copies = self.out / "notebooks"
+        self._outputs: dict[str, dict[str, str]] = {}  # hashes on disk, by step, once read
+
+    def run(self, *, force: bool) -> dict[str, str]:
+        self.manifest = self._read_manifest()
+        self.versions = {name: _version(name) for name in VERSIONED}
+        self.package = _hash_package()
+        self.data = _fingerprint(self.config.data_path)
+        results = {}
+        for step in self.selected:
+            number = f"{self.steps.index(step) + 1}/{len(self.steps)} {step.name:20}"
+            inputs = self._inputs(step)
+            reason = self._stale(step, inputs) or ("forced" if force else "")
+            results[step.name] = reason or "unchanged"
+            if reason:
+                self._execute(step, inputs, number, reason)
+            else:
+                print(f"{number} unchanged", flush=True)
+        self._finish()
+        return results
+
+    def _read_manifest(self) -> dict[str, dict]:
+        try:
+            return dict(read_json(self.out / "manifest.json")["notebooks"])
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError):
+            # Somebody's edit: knowing nothing costs a rerun, guessing could cost a result.
+            print("manifest.json cannot be read; every notebook runs again.", flush=True)
+            return {}
+
+    def _inputs(self, step: Step) -> dict[str, object]:
+        return {
+            "notebook": hash_code(self.source / f"{step.name}.ipynb"),
+            "package": self.package,
+            "parameters": self.passed[step.name],
+            "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
+            "data": self.data,
+            "versions": self.versions,
+        }
+
+    def _stale(self, step: Step, inputs: Mapping[str, object]) -> str:
+        """Why a notebook must run; empty if it need not."""
+        entry = self.manifest.get(step.name)
+        if not entry:
+            return "new"
+        before = entry.get("inputs", {})
+        changed = [name for name, value in inputs.items() if before.get(name) != value]
+        if changed:
+            return f"{' and '.join(changed)} changed"
+        whole = (self.copies / f"{step.name}.ipynb").is_file()
+        whole = whole and entry.get("outputs") == self._hash_outputs(step.name)
+        return "" if whole else "outputs changed"
+
+    def _hash_outputs(self, name: str) -> dict[str, str]:
+        if name not in self._outputs:
+            step = next(step for step in self.steps if step.name == name)
+            hashes = {}
+            for folder in self._owned(step):
+                files = hash_folder(self.out / folder)
+                if folder == DRAWN:  # hundreds of pictures: one line will do
+                    hashes[f"{folder}/"] = sha256_json(files)
+                else:
+                    hashes |= {f"{folder}/{file}": digest for file, digest in files.items()}
+            self._outputs[name] = hashes
+        return self._outputs[name]
+
+    def _owned(self, step: Step) -> list[str]:
+        return [name for name in step.outputs if name != DRAWN or not self.config.data_path]
+
+    def _execute(self, step: Step, inputs: dict[str, object], number: str, reason: str) -> None:
+        self.copies.mkdir(exist_ok=True)
+        done = self.copies / f"{step.name}.ipynb"
+        partial = self.copies / f"{step.name}.partial.ipynb"
+        # Old sums must not vouch for new files, nor old files mix with new ones.
+        for path in (done, partial, self.out / "SHA256SUMS", self.out / "metrics.json"):
+            path.unlink(missing_ok=True)
+        self.manifest.pop(step.name, None)
+        for folder in [self.out / name for name in self._owned(step)]:
+            # A `data` folder that the kit did not draw is somebody's: never remove that.
+            if folder.exists() and (folder.name != DRAWN or (folder / "phantom.json").is_file()):
+                shutil.rmtree(folder)
+        self._remove_temporary(step)
+
+        notebook = self.source / f"{step.name}.ipynb"
+        started = time.monotonic()
+        with Progress(number, notebook) as progress:
+            try:
+                with kernel_environment(self.config.profile):
+                    execute_notebook(notebook, partial, inputs["parameters"], self.out, progress)
+            except BaseException:  # Ctrl-C too
+                progress.result = "stopped"
+                self._remove_temporary(step)
+                raise
+            seconds = round(time.monotonic() - started, 1)
+            progress.result = f"{seconds:7.1f} s" + (f"  ({reason})" if reason != "new" else "")
+        os.replace(partial, done)
+        self._outputs.pop(step.name, None)
+        self.manifest[step.name] = {
+            "inputs": inputs,
+            "seconds": seconds,
+            "outputs": self._hash_outputs(step.name),
+        }
+        self._write_manifest()
+
+    def _remove_temporary(self, step: Step) -> None:
+        """Remove what a killed kernel left behind: the temporary names of atomic writes."""
+        for folder in self._owned(step):
+            left = [*self.out.glob(f".{folder}-*"), *(self.out / folder).rglob(".*")]
+            for path in left:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _write_manifest(self) -> None:
+        ordered = {s.name: self.manifest[s.name] for s in self.steps if s.name in self.manifest}
+        write_json(self.out / "manifest.json", {"entrep": __version__, "notebooks": ordered})
+
+    def _finish(self) -> None:
+        """Write what sums up the run folder, and say where things lie."""
+        write_json(self.out / "config.json", dataclasses.asdict(self.config))
+        system = {
+            "entrep": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+        write_json(self.out / "versions.json", system | self.versions)
+        scores = {step.name: self.out / step.name / "metrics.json" for step in self.steps}
+        merged = {name: read_json(path) for name, path in scores.items() if path.is_file()}
+        write_json(self.out / "metrics.json", merged)
+
+        sums = {name: sha256_file(self.out / name) for name in _ROOT_FILES}
+        for step in self.steps:
+            sums |= self._hash_outputs(step.name)
+        sums.pop(f"{DRAWN}/", None)
+        lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+        write_text(self.out / "SHA256SUMS", "".join(lines))
+
+        submissions = [line for line in lines if "  submissions/" in line]
+        print()
+        if submissions:
+            print("Submissions:\n" + "".join(f"  {line}" for line in submissions), end="")
+        elif self.steps[-1] in self.selected:
+            print("No submission: the data has no test lists. The scores are in metrics.json.")
+        print(f"Run folder: {self.out} (metrics.json, notebooks/, SHA256SUMS)")
+        behind = [s.name for s in self.steps if s not in self.selected and self._is_behind(s)]
+        if behind:
+            print(f"Not up to date any more: {', '.join(behind)}; run without --only.")
+        sys.stdout.flush()
+
+    def _is_behind(self, step: Step) -> bool:
+        upstream = sha256_json({name: self._hash_outputs(name) for name in step.upstream})
+        entry = self.manifest.get(step.name)
+        return entry is not None and entry["inputs"]["upstream"] != upstream
+
+
+_ROOT_FILES = ("config.json", "metrics.json", "versions.json")
+
+
+def _check_run_folder(job: _Job) -> None:
+    """Refuse a folder whose content this run could destroy or mistake for its own."""
+    out, data = job.out, job.config.data_path
+    if data and out.is_relative_to(data):
+        raise ValueError(
+            f"--out: {out} lies inside the data; its figures would pass for pictures. "
+            "Choose a folder outside."
+        )
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out: {out} is a file; choose a folder.")
+    own = {"manifest.json", ".lock", *(step.name for step in job.steps)}
+    content = {path.name for path in out.iterdir()} if out.exists() else set()
+    if content and not content & own:
+        raise RunError(
+            f"--out: {out} is not empty and is no run folder ({sorted(content)[0]} is in it); "
+            "choose another, so that nothing of yours is overwritten."
+        )
+    running = {step.name for step in job.selected}
+    for step in job.selected:
+        for name in step.upstream:
+            if name not in running and not (out / name).is_dir():
+                raise FileNotFoundError(
+                    f"{step.name} needs what {name} writes, and {out / name} is not there; "
+                    f"run {name} first, or all without --only."
+                )
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Make the run folder and hold its lock, so that two runs never share it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(
+            f"--out: cannot write to {out} ({error.strerror}); choose another folder."
+        ) from error
+    with lock:  # closing it frees the lock, and so does the death of this process
+        if not _try_lock(lock):
+            raise RunError(f"{out}: another run is at work in this folder; choose another --out.")
+        yield
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the words of POSIX and of Windows for "taken"
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _hash_package() -> str:
+    """SHA-256 over the package's files: code and embedded weights."""
+    files = hash_folder(Path(__file__).parent)
+    return sha256_json({n: digest for n, digest in files.items() if "__pycache__" not in n})
+
+
+def _fingerprint(data_path: str) -> str:
+    if not data_path:
+        return ""
+    from entrep.data import fingerprint
+
+    return fingerprint(data_path)

@@ -1,0 +1,74 @@
+"""One page of Markdown about a run: its scores, its answers and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from entrep.artifacts import list_files, sha256_file
+from entrep.labels import CLASS_NAMES
+
+PARTS = {"heldout": "held-out pictures", "dev": "out-of-fold"}
+
+
+def summarise_run(
+    profile: str,
+    splits: Mapping[int, str],
+    answers: Mapping[int, Mapping[str, object]],
+    metrics: Mapping[str, Mapping],
+    submissions: str | Path,
+) -> str:
+    """The page as Markdown text.
+
+    Args:
+        profile: the run's profile.
+        splits: the test set that each track answers.
+        answers: by track, the answer to each query; track 1 answers are class indices.
+        metrics: by notebook, what its `metrics.json` holds.
+        submissions: folder of the written files.
+    """
+    hybrid, retrieval = metrics["04_hybrid"], metrics["05_retrieval"]
+    lines = [f"# Run summary ({profile})", "", "## Classification", ""]
+    lines += ["| method | on | pictures | coarse | fine | macro F1 |", "|---|---|--:|--:|--:|--:|"]
+    for method in ("prototypes", "baseline", "hybrid"):
+        for part, where in PARTS.items():
+            if scores := hybrid[method].get(part):
+                lines.append(
+                    f"| {method} | {where} | {scores['pictures']} | {_share(scores, 'coarse')} "
+                    f"| {_share(scores, 'fine')} | {scores['macro_f1']:.3f} |"
+                )
+    lines += ["", f"The prototypes' site is believed from {hybrid['threshold']:.2f} on.", ""]
+    lines += ["## Retrieval on the training pairs and phrases", ""]
+    if retrieval:
+        lines += ["| query | queries | R@1 | R@5 | R@10 | MRR | chance R@1 |"]
+        lines += ["|---|--:|--:|--:|--:|--:|--:|"]
+    for kind, scores in retrieval.items():
+        lines.append(
+            f"| {kind} | {scores['queries']} | {scores['recall@1']:.3f} "
+            f"({scores['low']:.3f} to {scores['high']:.3f}) | {scores['recall@5']:.3f} "
+            f"| {scores['recall@10']:.3f} | {scores['mrr']:.3f} | {scores['chance']:.3f} |"
+        )
+    lines += [] if retrieval else ["The data has neither pairs nor phrases to measure on."]
+    lines += ["", "## Submissions", ""]
+    if not answers:
+        lines.append("The data has no test lists, so there is nothing to submit.")
+    for track, found in answers.items():
+        distinct = len(set(found.values()))
+        lines.append(
+            f"- track {track}: {len(found)} answers to the {splits[track]} list, "
+            f"{distinct} of them distinct"
+        )
+    if 1 in answers:
+        given = list(answers[1].values())
+        counts = ", ".join(f"{n} {given.count(i)}" for i, n in enumerate(CLASS_NAMES))
+        lines += ["", f"Classes answered: {counts}."]
+    if answers:
+        lines += ["", "```"]
+        lines += [f"{sha256_file(path)}  {path.name}" for path in list_files(submissions)]
+        lines += ["```"]
+    return "\n".join(lines) + "\n"
+
+
+def _share(scores: Mapping[str, float], name: str) -> str:
+    low, high = scores[f"{name}_low"], scores[f"{name}_high"]
+    return f"{scores[name]:.1%} ({low:.1%} to {high:.1%})"

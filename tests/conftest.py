@@ -1,0 +1,47 @@
+"""What all tests share: the `slow` and `gpu` markers, closed figures, the real sample."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runslow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip_slow = pytest.mark.skip(reason="slow; give --runslow")
+    skip_gpu = pytest.mark.skip(reason="no GPU here")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--runslow"):
+            item.add_marker(skip_slow)
+        if "gpu" in item.keywords and not _has_gpu():
+            item.add_marker(skip_gpu)
+    # Quick answers first: the whole notebooks go last.
+    items.sort(key=lambda item: ("slow" in item.keywords, item.path.name == "test_notebooks.py"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture
+def real_sample() -> Path:
+    """The folder of real pictures that ENTREP_SAMPLE names; the test is skipped without it."""
+    folder = os.environ.get("ENTREP_SAMPLE", "")
+    if not Path(folder).is_dir() or not folder:
+        pytest.skip("ENTREP_SAMPLE names no folder with real pictures")
+    return Path(folder)

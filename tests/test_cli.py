@@ -1,0 +1,110 @@
+"""The command line: exit status, one-line errors, and an answer before the heavy imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import entrep
+from entrep import cli
+
+
+def test_version_and_help_answer_without_loading_anything_heavy():
+    code = (
+        "import sys; from entrep import cli\n"
+        "try: cli.main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas', 'papermill', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"entrep {entrep.__version__}", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--profile", "dmeo"], "expected one of demo, mini, full"),
+        (["run", "--data", "not/there"], "not/there: there is no such folder"),
+        (["run", "-p", "epoch=3"], "epoch: there is no such parameter. Did you mean 'epochs'?"),
+        (["run", "--only", "9"], "no notebook '9'"),
+        (["check-data", "not/there"], "not"),
+        (["check-submission", "x.json", "--track", "1", "--data", "not/there"], "not"),
+        (["phantom", "new", "--size", "-1"], "size"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("entrep: error: ")
+    assert words in printed
+    assert "Traceback" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traceback_shows_where_an_error_arose(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cli.main(["check-data", str(tmp_path / "not there"), "--traceback"])
+
+
+def raised_in(module: str, text: str) -> Exception:
+    """The error that `text` raises when it stands in `module`."""
+    try:
+        exec(text, {"__name__": module})
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_only_an_error_of_ours_goes_without_its_traceback():
+    assert cli._is_ours(raised_in("entrep.data", "raise ValueError('no pictures')"))
+    assert not cli._is_ours(raised_in("numpy.linalg", "raise ValueError('singular')"))
+    assert cli._is_ours(raised_in("shutil", "raise OSError(28, 'No space left on device')"))
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("entrep.runner.run", interrupted)
+    assert cli.main(["run"]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_a_failed_notebook_is_status_1(monkeypatch, capsys):
+    scope = {"__name__": "entrep.runner"}
+    exec("def failed(*args, **options): raise RuntimeError('notebook 03 failed')", scope)
+    monkeypatch.setattr("entrep.runner.run", scope["failed"])
+    assert cli.main(["run"]) == 1
+    assert "entrep: error: notebook 03 failed" in capsys.readouterr().err
+
+
+def test_options_of_run_reach_the_runner(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("entrep.runner.run", lambda profile, **rest: seen.update(rest, p=profile))
+    arguments = ["run", "--profile", "mini", "--data", "d", "--out", "o", "--only", "03,04"]
+    assert cli.main([*arguments, "-p", "epochs=2", "-p", "flip_tta=false", "--force"]) == 0
+    assert seen == {
+        "p": "mini",
+        "data": "d",
+        "out": "o",
+        "only": ["03", "04"],
+        "parameters": {"epochs": 2, "flip_tta": False},
+        "force": True,
+        "notebooks": None,
+    }
+
+
+def test_a_submission_with_problems_is_status_1(monkeypatch, capsys):
+    challenge = SimpleNamespace()
+    monkeypatch.setattr("entrep.data.find_challenge", lambda root: challenge)
+    monkeypatch.setattr("entrep.submission.check_submission", lambda *a, **k: ["one key lacks"])
+    arguments = ["check-submission", "s.json", "--track", "1", "--data", "d"]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().out == "s.json: one key lacks\n"
+    monkeypatch.setattr("entrep.submission.check_submission", lambda *a, **k: [])
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == "s.json: valid for track 1\n"

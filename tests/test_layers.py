@@ -1,0 +1,60 @@
+"""Modules import from lower layers only, never from their neighbours."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "entrep"
+LAYERS = (
+    ("labels", "config", "artifacts"),
+    ("readers", "brush", "findings"),  # one file read; strokes; what can be found
+    ("layout", "scope"),  # the folder's parts; the endoscope's view
+    ("anatomy",),
+    ("data", "folds", "phantom", "preprocess", "metrics"),
+    ("encoders",),
+    ("embed",),
+    ("prototypes", "finetune", "hybrid", "retrieval"),
+    ("submission", "plots", "pretrain", "summary", "exercises", "notebook"),
+    ("runner",),
+    ("cli",),
+    ("__main__",),
+)
+LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of ours that a module imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: write imports in full, not relative"
+            if node.module == "entrep":
+                found |= {alias.name for alias in node.names} & LAYER_OF.keys()
+            elif node.module.startswith("entrep."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {name[1] for name in names if name[0] == "entrep" and name[1:]}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_lower_layers_only(module):
+    assert module in LAYER_OF, f"give {module} a layer in {Path(__file__).name}"
+    wrong = {name for name in imports_of(module) if LAYER_OF[name] >= LAYER_OF[module]}
+    assert not wrong, f"{module} imports {wrong}: move the code down or pass the thing in"
+
+
+@pytest.mark.parametrize("module", ["metrics", "data", "folds", "phantom", "notebook", "runner"])
+def test_these_modules_do_without_pytorch(module):
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    assert not found & {"torch", "torchvision", "timm", "open_clip"}

@@ -1,0 +1,207 @@
+import doctest
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from entrep import metrics
+from entrep.labels import CLASS_NAMES
+
+labels = st.integers(0, 6)
+pairs = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)
+# Few distinct ids, so that right answers are often found, repeated or missing.
+ids = st.sampled_from("abcdefgh")
+queries = st.lists(
+    st.tuples(st.lists(ids, max_size=8, unique=True), st.sets(ids, min_size=1, max_size=3)),
+    min_size=1,
+    max_size=10,
+)
+
+
+def test_docstring_examples_run():
+    results = doctest.testmod(metrics)
+    assert results.attempted > 10
+    assert results.failed == 0
+
+
+@settings(deadline=None)
+@given(pairs)
+def test_classification_scores_agree_with_scikit_learn(rows):
+    target, predicted = np.array(rows).T
+    every = list(range(7))
+    options = {"labels": every, "zero_division": 0}
+    np.testing.assert_array_equal(
+        metrics.confusion_matrix(target, predicted, 7),
+        sk.confusion_matrix(target, predicted, labels=every),
+    )
+    assert metrics.accuracy(target, predicted) == pytest.approx(
+        sk.accuracy_score(target, predicted)
+    )
+    for average, ours in (("macro", metrics.macro_f1), ("weighted", metrics.weighted_f1)):
+        want = sk.f1_score(target, predicted, average=average, **options)
+        assert ours(target, predicted, 7) == pytest.approx(want)
+
+
+@settings(deadline=None)
+@given(pairs)
+def test_per_class_table_agrees_with_scikit_learn(rows):
+    target, predicted = np.array(rows).T
+    table = metrics.per_class_table(target, predicted, CLASS_NAMES).set_index("class")
+    assert list(table.index) == [*CLASS_NAMES, "macro", "weighted"]
+    options = {"labels": list(range(7)), "zero_division": 0}
+    want = sk.precision_recall_fscore_support(target, predicted, **options)
+    np.testing.assert_allclose(table.iloc[:7].to_numpy().T, want)
+    for average in ("macro", "weighted"):
+        want = sk.precision_recall_fscore_support(target, predicted, average=average, **options)
+        np.testing.assert_allclose(table.loc[average, ["precision", "recall", "f1"]], want[:3])
+        assert table.loc[average, "support"] == len(target)
+
+
+def test_a_class_that_is_absent_keeps_a_zero_row():
+    table = metrics.per_class_table([0, 1], [0, 1], CLASS_NAMES)
+    assert table.loc[6, "class"] == "throat"
+    assert table.loc[6, ["precision", "recall", "f1", "support"]].tolist() == [0, 0, 0, 0]
+    assert metrics.macro_f1([0, 1], [0, 1], classes=7) == pytest.approx(2 / 7)
+
+
+def test_wrong_side_costs_fine_accuracy_only():
+    scores = metrics.classification_scores([0, 2, 4, 6], [1, 3, 5, 6])
+    assert scores["accuracy"] == 0.25
+    assert scores["coarse_accuracy"] == scores["coarse_macro_f1"] == 1.0
+
+
+def test_scores_by_part_use_each_part_alone_and_leave_test_pictures_out():
+    pictures = pd.DataFrame(
+        {
+            "class_index": [0, 1, 2, 3, 6, -1],
+            "part": ["dev", "dev", "dev", "dev", "heldout", "test"],
+            "group": [0, 0, 1, 1, 2, 3],
+        }
+    )
+    scores = metrics.score_by_part(pictures, np.array([0, 0, 2, 6, 6, 0]), seed=0)
+    assert list(scores.index) == ["dev", "heldout"]
+    assert scores["pictures"].tolist() == [4, 1]
+    assert scores.loc["dev", ["coarse", "fine"]].tolist() == [0.75, 0.5]
+    assert scores.loc["dev", ["fine_low", "fine_high"]].tolist() == [0.5, 0.5]  # both groups 1/2
+    assert scores.loc["dev", "coarse_low"] < 0.75 < scores.loc["dev", "coarse_high"]
+    assert scores.loc["heldout", "fine"] == 1.0
+    assert list(metrics.score_by_part(pictures[:4], np.zeros(4, int)).index) == ["dev"]
+
+
+@given(queries, st.integers(1, 9))
+def test_ranking_scores_agree_with_brute_force(rows, k):
+    ranked, relevant = zip(*rows, strict=True)
+    found, reciprocal, ranks = [], [], []
+    for answers, right in rows:
+        hits = [position + 1 for position in range(len(answers)) if answers[position] in right]
+        found.append(any(answer in right for answer in answers[:k]))
+        reciprocal.append(max((1 / hit for hit in hits), default=0.0))
+        ranks.append(min(hits, default=np.inf))
+    ranks.sort()
+    middle = len(ranks) // 2
+    median = ranks[middle] if len(ranks) % 2 else (ranks[middle - 1] + ranks[middle]) / 2
+    assert metrics.recall_at_k(ranked, relevant, k) == pytest.approx(sum(found) / len(rows))
+    assert metrics.mrr(ranked, relevant) == pytest.approx(sum(reciprocal) / len(rows))
+    assert metrics.median_rank(ranked, relevant) == median
+
+
+def test_recall_is_one_for_a_perfect_ranking_and_near_chance_for_a_random_one():
+    names = [f"{i:03}.png" for i in range(100)]
+    assert metrics.recall_at_k([[name] for name in names], names, k=1) == 1.0
+    generator = np.random.default_rng(0)
+    shuffled = [list(generator.permutation(names)) for _ in range(500)]
+    chance = metrics.recall_at_k(shuffled, [names[0]] * 500, k=10)
+    assert 0.05 < chance < 0.15
+
+
+def test_score_ranking_joins_the_single_scores():
+    ranked, relevant = [["a", "b"], ["b", "a"], ["c"]], ["a", {"a"}, "z"]
+    scores = metrics.score_ranking(ranked, relevant, seed=1)
+    assert scores["queries"] == 3
+    assert scores["recall@1"] == pytest.approx(1 / 3)
+    assert scores["recall@5"] == scores["recall@10"] == pytest.approx(2 / 3)
+    assert scores["mrr"] == pytest.approx(1.5 / 3)
+    assert scores["median_rank"] == 2.0
+    assert 0.0 <= scores["low"] <= 1 / 3 <= scores["high"] <= 1.0
+
+
+def test_one_right_answer_given_as_text_is_not_taken_apart():
+    assert metrics.first_right_rank([["a", "ab"]], ["ab"]).tolist() == [2.0]
+
+
+def test_bootstrap_interval_is_deterministic_and_holds_the_mean():
+    values = np.linspace(0.5, 1.0, 41)
+    first = metrics.bootstrap_interval(values, seed=3)
+    assert first == metrics.bootstrap_interval(values, seed=3)
+    assert first != metrics.bootstrap_interval(values, seed=4)
+    assert first[0] < 0.75 < first[1]
+
+
+def test_bootstrap_interval_of_many_single_values_matches_the_normal_one():
+    values = np.arange(1000) % 2
+    low, high = metrics.bootstrap_interval(values)
+    half = 1.96 * 0.5 / np.sqrt(1000)
+    assert low == pytest.approx(0.5 - half, abs=0.004)
+    assert high == pytest.approx(0.5 + half, abs=0.004)
+
+
+def test_bootstrap_interval_widens_when_groups_agree():
+    groups = np.repeat(np.arange(20), 10)
+    values = groups % 2  # ten pictures of one group are all right or all wrong
+    single = np.ptp(metrics.bootstrap_interval(values))
+    grouped = np.ptp(metrics.bootstrap_interval(values, groups))
+    assert grouped == pytest.approx(single * np.sqrt(10), rel=0.2)
+
+
+def test_bootstrap_interval_does_not_depend_on_what_groups_are_called():
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 0.5]
+    by_number = metrics.bootstrap_interval(values, [0, 0, 1, 1, 2, 2])
+    assert by_number == metrics.bootstrap_interval(values, ["a", "a", "b", "b", "c", "c"])
+
+
+@given(st.integers(1, 60), st.integers(1, 15), st.integers(0, 2**32 - 1))
+def test_expected_calibration_error_agrees_with_a_plain_loop(size, bins, seed):
+    generator = np.random.default_rng(seed)
+    probs = generator.dirichlet(np.ones(4), size)
+    target = generator.integers(4, size=size)
+    want = 0.0
+    for b in range(bins):
+        inside = [i for i in range(size) if b / bins < probs[i].max() <= (b + 1) / bins]
+        if inside:
+            sure = sum(probs[i].max() for i in inside) / len(inside)
+            right = sum(probs[i].argmax() == target[i] for i in inside) / len(inside)
+            want += abs(sure - right) * len(inside) / size
+    assert metrics.expected_calibration_error(probs, target, bins) == pytest.approx(want)
+
+
+def test_expected_calibration_error_is_zero_when_sure_and_right():
+    assert metrics.expected_calibration_error(np.eye(3), np.arange(3)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: metrics.confusion_matrix([], [], 7), "no picture"),
+        (lambda: metrics.confusion_matrix([0, 1], [0], 7), "one class index a picture"),
+        (lambda: metrics.confusion_matrix([-1, 1], [0, 0], 7), "without a label"),
+        (lambda: metrics.confusion_matrix([0, 1], [0, 7], 7), "predicted: expected indices 0..6"),
+        (lambda: metrics.confusion_matrix([0.0], [0.0], 7), r"class indices \(int\)"),
+        (lambda: metrics.accuracy([], []), "at least 1"),
+        (lambda: metrics.classification_scores([], []), "at least 1"),
+        (lambda: metrics.recall_at_k([["a"]], ["a"], 0), "k: expected at least 1"),
+        (lambda: metrics.recall_at_k([], [], 1), "at least 1"),
+        (lambda: metrics.mrr([["a"]], ["a", "b"]), "1 queries, relevant 2"),
+        (lambda: metrics.mrr([["a"]], [[]]), "query 0 has no right answer"),
+        (lambda: metrics.bootstrap_interval([]), "at least one value"),
+        (lambda: metrics.bootstrap_interval([1, 0], [1]), "one group a value"),
+        (lambda: metrics.bootstrap_interval([1, 0], level=95), "level"),
+        (lambda: metrics.expected_calibration_error(np.ones((2, 2)) * 3, [0, 1]), "softmax"),
+        (lambda: metrics.expected_calibration_error(np.ones(2), [0, 1]), r"\(N, C\)"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,0 +1,195 @@
+"""The six notebooks: their form, and a whole small run of them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from entrep.artifacts import read_table
+from entrep.config import RunConfig
+from entrep.runner import BASE_PARAMETERS, NOTEBOOKS, run
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+PATHS = [FOLDER / f"{step.name}.ipynb" for step in NOTEBOOKS]
+notebooks = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def cells_of(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def parameters_of(path: Path) -> ast.Module:
+    code = cells_of(path, "code")
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1, f"{path.name}: want one 'parameters' cell, found {len(tagged)}"
+    assert tagged[0] is code[0], f"{path.name}: the parameters are the first code cell"
+    return ast.parse(tagged[0].source)
+
+
+def test_the_folder_holds_the_six_and_no_other():
+    assert sorted(path.name for path in FOLDER.glob("*.ipynb")) == [path.name for path in PATHS]
+
+
+@notebooks
+def test_parameters_are_typed_literals_that_the_configuration_knows(path):
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    names = []
+    for line in parameters_of(path).body:
+        assert isinstance(line, ast.AnnAssign), f"{path.name}: write `name: type = value`"
+        ast.literal_eval(line.value)  # nothing derived: overrides run after this cell
+        names.append(line.target.id)
+    assert set(BASE_PARAMETERS) <= set(names) <= known
+
+
+@notebooks
+def test_a_notebook_is_stored_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    assert "papermill" not in notebook.metadata
+    for cell in cells_of(path, "code"):
+        assert not cell.outputs and cell.execution_count is None, f"{path.name}: strip outputs"
+
+
+@notebooks
+def test_a_notebook_explains_itself_in_short_steps(path):
+    code, prose = cells_of(path, "code"), cells_of(path, "markdown")
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 25, f"{path.name}: too long:\n{cell.source}"
+    assert len(prose) >= 0.4 * (len(code) + len(prose))
+    title = nbformat.read(path, as_version=4).cells[0]
+    assert title.source.startswith(f"# {path.stem[:2]} ")
+    for words in ("You need", "You get", "Time"):
+        assert words in title.source, f"{path.name}: the title cell lacks {words!r}"
+
+
+@notebooks
+def test_a_notebook_reads_only_what_the_runner_knows_of(path):
+    (step,) = (step for step in NOTEBOOKS if step.name == path.stem)
+    code = "\n".join(cell.source for cell in cells_of(path, "code"))
+    used = {other.name for other in NOTEBOOKS if re.search(rf"[\"']{other.name}", code)}
+    assert used <= {step.name, *step.upstream}
+
+
+@notebooks
+def test_a_notebook_brings_nothing_of_its_own_machine(path):
+    for cell in cells_of(path, "code"):
+        lines = [line.strip() for line in cell.source.splitlines()]
+        assert not [line for line in lines if line.startswith(("!", "%"))], path.name
+        assert "/kaggle" not in cell.source and "filterwarnings" not in cell.source
+
+
+# A small run of all six: 26 pictures a class at most, two folds, one epoch.
+
+SMALL = {
+    "demo_size": 0.03,
+    "folds": 2,
+    "epochs": 1,
+    "image_size": 56,  # a multiple of the patch, 14
+    "threads": 1,
+}
+TRACKS = [f"track{track}.{kind}" for track in (1, 2, 3) for kind in ("json", "zip")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small demo run."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    assert set(run(out=out, parameters=SMALL).values()) == {"new"}
+    return out
+
+
+def submissions_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "submissions").iterdir())}
+
+
+def test_a_run_writes_three_valid_submissions_and_its_records(finished):
+    from entrep.data import find_challenge
+    from entrep.submission import check_submission
+
+    assert sorted(submissions_of(finished)) == sorted(TRACKS)
+    challenge = find_challenge(finished / "data")
+    for name in TRACKS:
+        assert check_submission(finished / "submissions" / name, int(name[5]), challenge) == []
+    scores = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    assert {"02_prototypes", "03_dinov2_finetune", "04_hybrid", "05_retrieval"} <= set(scores)
+    executed = sorted(path.stem for path in (finished / "notebooks").iterdir())
+    assert executed == [step.name for step in NOTEBOOKS]
+    for name in ("config.json", "versions.json", "SHA256SUMS", "06_submission/summary.md"):
+        assert (finished / name).stat().st_size > 0
+
+
+def test_every_saved_table_is_whole_and_nothing_temporary_is_left(finished):
+    assert not [p for p in finished.rglob(".*") if p.name != ".lock"]
+    figures = list(finished.glob("0*/figures/*.png"))
+    assert len(figures) >= 10
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    before = submissions_of(finished)
+    assert set(run(out=finished, parameters=SMALL).values()) == {"unchanged"}
+    assert submissions_of(finished) == before
+
+
+def test_place_and_batch_size_do_not_change_the_submissions(finished, tmp_path, monkeypatch):
+    """Another run folder, working folder and batch size; the folds are trained anew."""
+    monkeypatch.chdir(tmp_path)
+    run(out="elsewhere", parameters={**SMALL, "batch_size": 8})
+    assert submissions_of(tmp_path / "elsewhere") == submissions_of(finished)
+
+
+def test_threads_and_single_pictures_do_not_change_what_frozen_encoders_say(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    run(out=out, only=["02", "05"], parameters={"threads": 2, "batch_size": 1})
+    one, two = (read_table(p / "02_prototypes" / "predictions.csv") for p in (finished, out))
+    one, two = (table.drop(columns="path").to_numpy() for table in (one, two))
+    np.testing.assert_allclose(one, two, atol=2e-6)  # the last digit that is written may turn
+    np.testing.assert_array_equal(one.argmax(axis=1), two.argmax(axis=1))
+    for name in ("i2i", "t2i"):
+        one, two = (read_table(p / "05_retrieval" / f"{name}.csv") for p in (finished, out))
+        first = one["rank"] == 1
+        assert one[first]["answer"].tolist() == two[first]["answer"].tolist()
+
+
+@pytest.mark.slow
+def test_real_pictures_end_in_three_valid_submissions(real_sample, tmp_path):
+    from entrep.data import find_challenge
+    from entrep.submission import check_submission
+
+    small = {"folds": 2, "epochs": 1, "image_size": 96}
+    run("mini", data=real_sample, out=tmp_path / "run", parameters=small)
+    challenge = find_challenge(real_sample)
+    for name in TRACKS:
+        assert (
+            check_submission(tmp_path / "run" / "submissions" / name, int(name[5]), challenge) == []
+        )
+
+
+@pytest.mark.slow
+def test_class_folders_without_test_lists_end_in_scores_and_no_submission(finished, tmp_path):
+    from entrep.data import find_challenge
+    from entrep.labels import CLASS_NAMES
+
+    pictures = find_challenge(finished / "data").pictures
+    for row in pictures[pictures["class_index"] >= 0].itertuples():
+        target = tmp_path / "classes" / CLASS_NAMES[row.class_index] / row.image_id
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((finished / "data" / row.path).read_bytes())
+    run(
+        "demo",
+        data=tmp_path / "classes",
+        out=tmp_path / "run",
+        parameters={**SMALL, "demo_size": None},
+    )
+    assert not (tmp_path / "run" / "submissions").exists()
+    assert (tmp_path / "run" / "metrics.json").is_file()

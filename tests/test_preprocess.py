@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from entrep.labels import CLASS_NAMES, MIRROR_CLASS
+from entrep.preprocess import (
+    as_batch,
+    crop_disc,
+    find_disc,
+    load_picture,
+    mirror,
+    mirror_classes,
+    normalise,
+    prepare_picture,
+    prepare_pictures,
+    training_augmentation,
+)
+
+
+def disc_picture(centre=(320, 240), radius=200, size=(640, 480), colour=(200, 120, 100)):
+    """A lit disc on black, with a notch on its rim as the real ones have."""
+    picture = Image.new("RGB", size)
+    draw = ImageDraw.Draw(picture)
+    x, y = centre
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    draw.polygon([(x - 8, y + radius), (x + 8, y + radius), (x, y + radius + 14)], fill=colour)
+    return picture
+
+
+def test_the_disc_is_found_within_two_percent_of_its_size():
+    for centre, radius in (((320, 240), 200), ((250, 200), 150), ((400, 260), 180)):
+        x, y = centre
+        found = np.array(find_disc(disc_picture(centre, radius)))
+        expected = np.array([x - radius, y - radius, x + radius, y + radius])
+        assert np.abs(found - expected).max() <= 0.04 * radius + 2
+
+
+def test_a_disc_that_leaves_the_frame_is_found_too():
+    left, top, right, bottom = find_disc(disc_picture(radius=260))
+    assert (top, bottom) == (0, 480)
+    assert right - left == pytest.approx(520, abs=12)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
+def test_without_a_disc_the_whole_frame_is_kept_square(colour):
+    picture = Image.new("RGB", (640, 480), colour)
+    assert find_disc(picture) is None
+    assert crop_disc(picture).size == (640, 640)
+
+
+def test_cropping_keeps_the_aspect_ratio():
+    square = crop_disc(disc_picture())
+    assert square.width == square.height
+    lit = np.asarray(square).max(axis=2) > 50
+    height, width = lit.any(axis=1).sum(), lit.any(axis=0).sum()
+    assert width == pytest.approx(height, rel=0.05)
+
+
+def test_pictures_are_prepared_in_the_order_given(tmp_path):
+    for name, colour in (("a.png", (250, 0, 0)), ("b.png", (0, 250, 0))):
+        disc_picture(colour=colour).save(tmp_path / name)
+    prepared = prepare_pictures(tmp_path, ["b.png", "a.png"], 32, workers=2)
+    assert prepared.shape == (2, 32, 32, 3) and prepared.dtype == np.uint8
+    assert prepared[:, 16, 16].tolist() == [[0, 250, 0], [250, 0, 0]]
+    np.testing.assert_array_equal(prepared[1], prepare_picture(tmp_path / "a.png", 32))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_an_unreadable_picture_raises_and_is_never_replaced(tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.png: not a readable picture"):
+        load_picture(path)
+    with pytest.raises(ValueError, match="not a readable picture"):
+        prepare_pictures(tmp_path, ["broken.png"], 32)
+
+
+def test_a_truncated_picture_raises(tmp_path):
+    path = tmp_path / "cut.png"
+    disc_picture().save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=r"cut\.png: not a readable picture"):
+        load_picture(path)
+
+
+def test_normalise_subtracts_mean_and_divides_by_std():
+    batch = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    pixels = normalise(batch, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
+    torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 2.0, 1.0]))
+
+
+def test_mirroring_twice_changes_nothing():
+    batch = as_batch(np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), np.uint8))
+    assert torch.equal(mirror(mirror(batch)), batch)
+    classes = torch.arange(len(CLASS_NAMES))
+    assert torch.equal(mirror_classes(mirror_classes(classes)), classes)
+    assert mirror_classes(classes).tolist() == list(MIRROR_CLASS)
+
+
+def test_augmentation_never_mirrors():
+    # Left half red, right half blue: after any augmentation the reds stay left of the blues.
+    picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    picture[0, :, :32], picture[2, :, 32:] = 200, 200
+    augment = training_augmentation()
+    torch.manual_seed(0)
+    columns = torch.arange(64.0)
+    for _ in range(50):
+        red, _, blue = augment(picture).float().sum(dim=1)
+        assert (red * columns).sum() / red.sum() < (blue * columns).sum() / blue.sum()
