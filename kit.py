@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
 DISK_GB = 8  # what an installation takes, PyTorch's GPU libraries on Linux included
 MARK = ".entrep-kit"  # file in the environment: UNFINISHED, or the stamp of what it holds
+MADE = ".entrep-kit-made"  # file in an environment of our own making; others are never cleared
 UNFINISHED = "unfinished\n"
 WINDOWS = os.name == "nt"
 
@@ -114,21 +115,23 @@ def write_mark(venv: Path, text: str) -> None:
 
 
 def make_environment(venv: Path, python: Path) -> None:
-    """Leave a working environment of this Python in `venv`; clear one that is cut off or broken."""
-    found = python_version(python)
-    if found == sys.version and read_mark(venv) != UNFINISHED:
+    """Leave a working environment of this Python in `venv`; clear our own if it is cut off."""
+    found, ours = python_version(python), (venv / MADE).exists()
+    if found == sys.version and not (ours and read_mark(venv) == UNFINISHED):
         return
-    ours = (venv / MARK).exists() or (venv / "pyvenv.cfg").exists()
-    if venv.exists() and not ours and (not venv.is_dir() or any(venv.iterdir())):
+    broken = (venv / "pyvenv.cfg").exists() and not found
+    if not ours and not broken and venv.exists() and (not venv.is_dir() or any(venv.iterdir())):
+        what = f"is for Python {found.split()[0]}" if found else "is no virtual environment"
         raise StepFailed(
-            f"{venv} is there and is no virtual environment. Set ENTREP_VENV to another folder."
+            f"{venv} {what} and was not made by kit.py. Set ENTREP_VENV to another folder."
         )
     was = f" (it was made with Python {found.split()[0]})" if found not in ("", sys.version) else ""
     print(f"Making the environment {venv}{was} ...", flush=True)
     try:
-        if ours:
+        if ours or broken:
             shutil.rmtree(venv)
         venv.mkdir(parents=True, exist_ok=True)
+        (venv / MADE).touch()
         write_mark(venv, UNFINISHED)  # from here on a cut-off is noticed
     except OSError as error:
         raise StepFailed(

@@ -21,7 +21,9 @@ METHODS = ("prototypes", "baseline", "hybrid")
 
 def main() -> None:
     """Run the seeds and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("-p", action="append", default=[], metavar="name=value")

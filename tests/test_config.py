@@ -52,7 +52,7 @@ def test_whole_numbers_and_paths_are_taken_where_they_are_meant():
         ({"seed": -1}, "seed: expected 0 to"),
         ({"holdout": 0.9}, "holdout: expected 0.0 to 0.5, got 0.9"),
         ({"learning_rate": float("nan")}, "learning_rate: expected .*, got nan"),
-        ({"split": "secret"}, "split: expected auto, public or private; got 'secret'"),
+        ({"split": "secret"}, "split: expected auto, public, private or test; got 'secret'"),
         ({"profile": "mini"}, "data_path: profile 'mini' works on real pictures"),
         ({"work_dir": ""}, "work_dir: give a folder"),
     ],

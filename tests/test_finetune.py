@@ -175,7 +175,8 @@ def test_a_picture_is_judged_only_by_networks_that_never_saw_it(study):
     torch.manual_seed(0)
     networks = [finetune.build_network("demo-dino", 56) for _ in range(2)]
     probs = finetune.predict_all(networks, prepared, fold, flip_tta=False)
-    alone = [finetune.to_probs(finetune.predict_logits(n, prepared, flip_tta=False)) for n in networks]
+    logits = [finetune.predict_logits(n, prepared, flip_tta=False) for n in networks]
+    alone = [finetune.to_probs(table) for table in logits]
     np.testing.assert_allclose(probs[fold == 1], alone[1][fold == 1], atol=1e-6)
     np.testing.assert_allclose(probs[fold < 0], (alone[0] + alone[1])[fold < 0] / 2, atol=1e-6)
 

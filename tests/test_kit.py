@@ -89,17 +89,25 @@ def test_an_environment_of_another_python_is_made_anew(kit, venv, monkeypatch):
 def test_a_folder_that_is_no_environment_is_left_alone(kit, venv):
     venv.mkdir(parents=True)
     (venv / "thesis.tex").write_text("x")
-    with pytest.raises(kit.StepFailed, match="is no virtual environment. Set ENTREP_VENV"):
+    with pytest.raises(kit.StepFailed, match="is no virtual environment.*Set ENTREP_VENV"):
         kit.install(venv)
     assert [path.name for path in venv.iterdir()] == ["thesis.tex"]
 
 
-def test_a_users_own_environment_is_used_and_not_cleared(kit, venv):
+def test_a_users_own_environment_is_used_and_never_cleared(kit, venv, monkeypatch):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     (venv / "own").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(kit, "install_packages", lambda *paths: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            kit.install(venv)
     kit.install(venv)
-    assert (venv / "own").exists()
     assert len(kit.installs) == 1
+    monkeypatch.setattr(kit, "python_version", lambda python: "3.10.2 (another)")
+    monkeypatch.setattr(kit, "stamp", lambda: "another stamp\n")
+    with pytest.raises(kit.StepFailed, match="is for Python 3.10.2 and was not made by kit.py"):
+        kit.install(venv)
+    assert (venv / "own").exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(kit, tmp_path):

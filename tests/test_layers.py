@@ -17,7 +17,7 @@ LAYERS = (
     ("encoders",),
     ("embed",),
     ("prototypes", "finetune", "hybrid", "retrieval"),
-    ("submission", "plots", "pretrain", "summary", "exercises", "notebook"),
+    ("submission", "plots", "pretrain", "summary", "notebook"),
     ("runner",),
     ("cli",),
     ("__main__",),

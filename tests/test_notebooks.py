@@ -153,7 +153,7 @@ def test_threads_and_single_pictures_do_not_change_what_frozen_encoders_say(fini
     run(out=out, only=["02", "05"], parameters={"threads": 2, "batch_size": 1})
     one, two = (read_table(p / "02_prototypes" / "predictions.csv") for p in (finished, out))
     one, two = (table.drop(columns="path").to_numpy() for table in (one, two))
-    np.testing.assert_allclose(one, two, atol=2e-6)  # the last digit that is written may turn
+    np.testing.assert_allclose(one, two, atol=5e-5)  # floats add up in another order
     np.testing.assert_array_equal(one.argmax(axis=1), two.argmax(axis=1))
     for name in ("i2i", "t2i"):
         one, two = (read_table(p / "05_retrieval" / f"{name}.csv") for p in (finished, out))

@@ -98,8 +98,9 @@ def test_temperature_minimises_the_loss_on_a_grid(clusters):
     found = fit_temperature(embeddings, stack, noisy)
 
     def loss(temperature: float) -> float:
-        rows = [class_probs(e[None], p, temperature)[0] for e, p in zip(embeddings, stack)]
-        return -np.log(np.array(rows)[np.arange(70), noisy]).mean()
+        pairs = zip(embeddings, stack, strict=True)
+        probs = np.array([class_probs(row[None], own, temperature)[0] for row, own in pairs])
+        return -np.log(np.maximum(probs[np.arange(70), noisy], 1e-300)).mean()
 
     assert loss(found) <= min(loss(t) for t in np.geomspace(1e-3, 1, 60)) + 1e-6
 

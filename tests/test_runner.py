@@ -239,6 +239,16 @@ def test_prose_may_change_without_a_rerun(start, notebooks):
     assert start(only=["01"], force=True) == {"01_first": "forced"}
 
 
+def test_a_rerun_keeps_only_what_the_notebook_checks_itself(start, tmp_path):
+    steps = (STEPS[0], Step("02_second", upstream=("01_first",), kept="fold*"), STEPS[2])
+    start(steps=steps)
+    folder = tmp_path / "run" / "02_second"
+    (folder / "fold0.safetensors").write_bytes(b"weights")
+    (folder / "old.csv").write_text("of other parameters")
+    start(steps=steps, parameters={"epochs": 3})
+    assert sorted(path.name for path in folder.iterdir()) == ["fold0.safetensors", "metrics.json"]
+
+
 def test_a_changed_package_runs_everything_again(start, monkeypatch):
     start(only=["01"])
     monkeypatch.setattr(runner, "_hash_package", lambda: "another")

@@ -53,7 +53,7 @@ class RunConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads of PyTorch; 0: its own choice
     batch_size: int = 32  # pictures a forward pass at inference
-    split: str = "auto"  # which test lists to answer: public, private; auto: private if there
+    split: str = "auto"  # test lists to answer: public, private, test; auto: private if there
     # phantoms (demo without data)
     demo_size: float = 0.25  # share of the real set's counts
     demo_difficulty: float = 0.4  # 0 easy .. 1 hard
@@ -149,8 +149,8 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:  # also refuses NaN
             raise ValueError(f"{name}: expected {low} to {high}, got {value}.")
-    if config.split not in ("auto", "public", "private"):
-        raise ValueError(f"split: expected auto, public or private; got {config.split!r}.")
+    if config.split not in ("auto", "public", "private", "test"):
+        raise ValueError(f"split: expected auto, public, private or test; got {config.split!r}.")
     if config.profile != "demo" and not config.data_path:
         raise ValueError(
             f"data_path: profile {config.profile!r} works on real pictures; "

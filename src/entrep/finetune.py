@@ -330,6 +330,10 @@ def cross_validate(
     folder, rows = Path(folder), fold >= 0
     content = [f"{d}:{c}:{f}" for d, c, f in zip(sha256, class_index, fold, strict=True) if f >= 0]
     networks, histories = [], []
+    known = {f"fold{number}" for number in range(fold.max() + 1)}
+    for path in folder.glob("fold*"):
+        if path.stem not in known:
+            path.unlink()  # of an earlier run with more folds
     for number in range(fold.max() + 1):
         checkpoint, table = folder / f"fold{number}.safetensors", folder / f"fold{number}.csv"
         key = fold_key(options, content, seed, number)

@@ -111,9 +111,11 @@ def kernel_environment(profile: str) -> Iterator[None]:
     changes = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # debugpy's warning at every start
     if profile != "full":  # a name that is not shipped must fail at once, not ask a hub
         changes |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if os.environ.get("PYTHONPATH"):  # kernels start in another folder
-        entries = os.environ["PYTHONPATH"].split(os.pathsep)
-        changes["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries)
+    # The package of this process, also where it runs from a checkout without being installed.
+    home = Path(__file__).resolve().parents[1]
+    if home.name != "site-packages":
+        inherited = os.environ.get("PYTHONPATH")
+        changes["PYTHONPATH"] = os.pathsep.join([str(home), *([inherited] if inherited else [])])
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

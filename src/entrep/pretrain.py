@@ -2,7 +2,7 @@
 
 `demo-clip` is an open_clip dual encoder, trained on pictures and captions with a
 multi-positive contrastive loss. `demo-dino` is a DINOv2-style timm ViT (patch 14, layer
-scale), trained by self-distillation with multi-crop (DINO, arXiv 2104.14294) and without
+scale), trained by self-supervision (MoCo v3 with multi-crop, see `train_dino`) and without
 any label. Every picture is mirrored at random and no caption's side is told the truth, so
 both learn what a site looks like and neither which side it is: as in their big sisters,
 that is left to fine-tuning.
@@ -40,7 +40,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 STORED_PX = 128  # pictures are kept at this size; crops of 112 are cut from it
 SIZE_PX = 112
 GLOBAL_PX, LOCAL_PX = 84, 42  # crops of demo-dino's training
-DINO_LR = 2e-3
+DINO_LR = 1e-3
 
 CLIP_CONFIG = {
     "embed_dim": 96,
@@ -78,7 +78,7 @@ def train_demo_weights(
     seed: int = 0,
     pictures: int = 3000,
     clip_epochs: int = 20,
-    dino_epochs: int = 10,
+    dino_epochs: int = 30,
     device: str = "cpu",
 ) -> None:
     """Draw phantoms, train both encoders, probe them, and write weights, configs and the log.
@@ -248,37 +248,31 @@ def _forget_unseen_words(model: nn.Module, train: Drawn) -> nn.Module:
 # --- demo-dino ---------------------------------------------------------------------------
 
 
-class DinoHead(nn.Module):
-    """Projection to prototypes: an MLP, unit norm, then the cosine to each prototype."""
-
-    def __init__(self, width: int, prototypes: int = 256) -> None:
-        """Build for features of `width`."""
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
-        self.prototypes = nn.Parameter(torch.randn(prototypes, 64) / 8)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width) to (B, prototypes)."""
-        projected = functional.normalize(self.mlp(features), dim=-1)
-        return projected @ functional.normalize(self.prototypes, dim=-1).T
+def _mlp(width: int, out: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(width, 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, out, bias=False)
+    )
 
 
 def train_dino(
     prepared: np.ndarray, *, epochs: int, device: torch.device, log: Callable[[str], None]
 ) -> nn.Module:
-    """Self-distillation with two global and two local crops; returns the teacher's backbone.
+    """Self-supervised training with two global and two local crops; returns the teacher.
 
-    DINO's loss and teacher (arXiv 2104.14294, eq. 1-3) with the targets balanced by
-    Sinkhorn-Knopp as in DINOv2 (arXiv 2304.07193, section 4): the student's view of any
-    crop is matched to the teacher's view of another, global one. Each crop is mirrored and
-    recoloured on its own. Crops are smaller than the network's pictures, which saves half
-    of the time; its position embeddings are resampled for them.
+    A student with a predictor matches, for every crop, the projection that its moving
+    average, the teacher, gives to another, global crop of the same picture, against those
+    of the other pictures of the batch: MoCo v3 (arXiv 2104.02057, algorithm 1) with DINO's
+    multi-crop (arXiv 2104.14294, section 3.1). Each crop is mirrored and recoloured on its
+    own. Crops are smaller than the network's pictures, which saves half of the time; its
+    position embeddings are resampled for them.
     """
     backbone = timm.models.VisionTransformer(**DINO_CONFIG["model"])
-    student = nn.ModuleDict({"backbone": backbone, "head": DinoHead(2 * backbone.num_features)})
-    student = student.to(device)
-    teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=DINO_LR, weight_decay=0.04)
+    teacher = nn.Sequential(backbone, _mlp(2 * backbone.num_features, 64)).to(device)
+    student = copy.deepcopy(teacher)
+    teacher.requires_grad_(False)
+    predictor = _mlp(64, 64).to(device)
+    learned = [*student.parameters(), *predictor.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=DINO_LR, weight_decay=0.04)
     crops = (
         _crops(GLOBAL_PX, (0.4, 1.0), recolour=True),
         _crops(LOCAL_PX, (0.1, 0.4), recolour=True),
@@ -297,16 +291,16 @@ def train_dino(
             views = [_augmented(crops[n > 1], pictures[rows], device) for n in range(4)]
             wide, local = torch.cat(views[:2]), torch.cat(views[2:])
             with torch.no_grad():
-                targets = _balance(_project(teacher, wide)).chunk(2)
-            guesses = [
-                *(_project(student, wide) / 0.1).chunk(2),
-                *(_project(student, local) / 0.1).chunk(2),
+                keys = _project(teacher, wide).chunk(2)
+            queries = [
+                *predictor(_project(student, wide)).chunk(2),
+                *predictor(_project(student, local)).chunk(2),
             ]
-            pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
-            loss = torch.stack([_distil(guesses[s], targets[t]) for t, s in pairs]).mean()
+            pairs = [(k, q) for k in range(2) for q in range(4) if k != q]
+            loss = torch.stack([_contrast(queries[q], keys[k]) for k, q in pairs]).mean()
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), 3.0)
+            nn.utils.clip_grad_norm_(learned, 3.0)
             optimizer.step()
             pace = 0.02 * 0.5 * (1 + np.cos(np.pi * now / steps))  # the teacher slows to a halt
             with torch.no_grad():
@@ -314,27 +308,19 @@ def train_dino(
                     kept.lerp_(new, pace)
             losses.append(loss.item())
         log(f"demo-dino epoch {epoch + 1:2d}/{epochs} loss {np.mean(losses):.4f}")
-    return teacher["backbone"].eval()
+    return teacher[0].eval()
 
 
-def _project(network: nn.ModuleDict, pixels: Tensor) -> Tensor:
-    return network["head"](pooled_features(network["backbone"], pixels))
+def _project(network: nn.Sequential, pixels: Tensor) -> Tensor:
+    backbone, projector = network
+    return projector(pooled_features(backbone, pixels))
 
 
-def _balance(cosines: Tensor, temperature: float = 0.05) -> Tensor:
-    """(B, K) cosines to targets: each row sums to 1, each prototype gets an equal share.
-
-    Three rounds of Sinkhorn-Knopp (SwAV, arXiv 2006.09882, section 3.1).
-    """
-    shares = ((cosines - cosines.max()) / temperature).exp()
-    for _ in range(3):
-        shares = shares / shares.sum(dim=0, keepdim=True)
-        shares = shares / shares.sum(dim=1, keepdim=True)
-    return shares
-
-
-def _distil(guess: Tensor, target: Tensor) -> Tensor:
-    return -(target * guess.log_softmax(dim=-1)).sum(dim=-1).mean()
+def _contrast(queries: Tensor, keys: Tensor, temperature: float = 0.2) -> Tensor:
+    """InfoNCE: the n-th query belongs to the n-th key."""
+    logits = functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T
+    target = torch.arange(len(logits), device=logits.device)
+    return functional.cross_entropy(logits / temperature, target)
 
 
 # --- probe and files ---------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Step:
     name: str
     upstream: tuple[str, ...] = ()
     extra_outputs: tuple[str, ...] = ()  # beside the folder of its own name
+    kept: str = ""  # files in its folder that it checks itself before it uses them again
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -59,7 +60,7 @@ DRAWN = "data"  # the folder of the drawn pictures; ours only when no data were 
 NOTEBOOKS = (
     Step("01_eda", extra_outputs=(DRAWN,)),
     Step("02_prototypes", upstream=("01_eda",)),
-    Step("03_dinov2_finetune", upstream=("01_eda",)),
+    Step("03_dinov2_finetune", upstream=("01_eda",), kept="fold*"),
     Step("04_hybrid", upstream=("01_eda", "02_prototypes", "03_dinov2_finetune")),
     Step("05_retrieval", upstream=("01_eda", "02_prototypes")),
     Step(
@@ -313,7 +314,7 @@ class _Job:
         for folder in [self.out / name for name in self._owned(step)]:
             # A `data` folder that the kit did not draw is somebody's: never remove that.
             if folder.exists() and (folder.name != DRAWN or (folder / "phantom.json").is_file()):
-                shutil.rmtree(folder)
+                _empty(folder, kept=step.kept)
         self._remove_temporary(step)
 
         notebook = self.source / f"{step.name}.ipynb"
@@ -384,6 +385,18 @@ class _Job:
         upstream = sha256_json({name: self._hash_outputs(name) for name in step.upstream})
         entry = self.manifest.get(step.name)
         return entry is not None and entry["inputs"]["upstream"] != upstream
+
+
+def _empty(folder: Path, *, kept: str) -> None:
+    """Remove a folder, or all that is in it but the files whose name matches `kept`."""
+    if not kept:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.match(kept):
+            path.unlink()
 
 
 _ROOT_FILES = ("config.json", "metrics.json", "versions.json")
