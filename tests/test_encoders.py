@@ -50,6 +50,11 @@ def test_demo_dino_works_at_another_size():
     assert features.shape == (2, feature_width(network))
 
 
+def test_a_size_that_does_not_fit_the_patches_is_refused():
+    with pytest.raises(ValueError, match="patches of 14 px and 100 is no multiple.*98 or 112"):
+        load_backbone("demo-dino", image_size=100)
+
+
 def test_an_image_only_encoder_refuses_texts():
     encoder = load_encoder("demo-dino", device="cpu")
     with pytest.raises(ValueError, match="pictures only; choose a joint encoder.*demo-clip"):

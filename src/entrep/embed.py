@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from entrep.artifacts import load_arrays, save_arrays, sha256_json
 from entrep.encoders import Encoder

@@ -204,7 +204,8 @@ def load_backbone(
         (network without a classifier, mean, std).
 
     Raises:
-        ValueError: if the encoder is joint, or its weights do not fit.
+        ValueError: if the encoder is joint, its weights do not fit, or `image_size` is no
+            multiple of its patches.
         FileNotFoundError: if the weights are missing.
     """
     spec = find_spec(name)
@@ -230,6 +231,13 @@ def load_backbone(
             weights = _local_weights(Path(weights_dir or ".") / where, spec)
         fill_weights(model, weights, source=spec.name)
     if image_size and image_size != spec.image_size and hasattr(model, "set_input_size"):
+        patch = model.patch_embed.patch_size[0]
+        if image_size % patch:
+            raise ValueError(
+                f"image_size: {name} cuts pictures into patches of {patch} px and {image_size} "
+                f"is no multiple of that; take {image_size // patch * patch} or "
+                f"{(image_size // patch + 1) * patch}."
+            )
         model.set_input_size(img_size=image_size)
     return model, tuple(mean), tuple(std)
 

@@ -17,7 +17,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from entrep.artifacts import atomic_path, read_table, sha256_json, write_table
 from entrep.encoders import feature_width, load_backbone, pooled_features

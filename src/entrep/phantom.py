@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from entrep.anatomy import FINDINGS_OF_CLASS, draw_picture
 from entrep.brush import Draws

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from entrep.artifacts import atomic_path, sha256_file, write_json, write_text
 from entrep.encoders import pooled_features

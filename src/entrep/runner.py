@@ -102,7 +102,8 @@ def run(
         Per selected notebook "unchanged" or why it ran: "new", "parameters changed", …
 
     Raises:
-        ValueError: for a parameter or a notebook that is not there, before anything runs.
+        ValueError: for a parameter or a notebook that is not there, or for data on which a
+            run could not be right, before anything is written.
         FileNotFoundError: if the data, the notebooks or needed artefacts are missing.
         RunError: if a notebook fails; its partial copy stays in `notebooks/`.
     """
@@ -129,6 +130,11 @@ def run(
     passed = choose_parameters(config, parameters, selected, source, steps)
     job = _Job(config, source, passed, tuple(steps), selected)
     _check_run_folder(job)
+    if config.data_path and NOTEBOOKS[0] in selected:
+        # Bad data is one error before anything is written, not a failed notebook.
+        from entrep.data import find_challenge
+
+        find_challenge(config.data_path)
     with _claimed(job.out):
         return job.run(force=force)
 
