@@ -113,10 +113,10 @@ def test_a_submission_with_problems_is_status_1(monkeypatch, capsys):
 def test_bad_data_end_a_run_with_one_error_and_nothing_written(tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "run"
     data.mkdir()
-    (data / "cls.json").write_text('{"a.png": "nose-left",}')
+    (data / "cls.json").write_text('{"a.png": "nose-left"}')
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(["run", "--profile", "mini", "--data", str(data), "--out", str(out)]) == 2
     message = capsys.readouterr().err
-    assert message.count("entrep: error:") == 1 and "cls.json" in message
+    assert message.count("entrep: error:") == 1 and "no picture" in message
     assert "Traceback" not in message
     assert sorted(tmp_path.rglob("*")) == before
