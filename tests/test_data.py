@@ -559,6 +559,18 @@ def test_what_is_saved_comes_back(root, tmp_path):
     assert (back.pairs, back.phrases, back.tests) == (found.pairs, found.phrases, found.tests)
 
 
+def test_drawn_pictures_are_found_again_when_their_run_folder_moves(root, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    root.rename(run / "data")
+    found = find_challenge(run / "data")
+    save_challenge(found, found.pictures.assign(group=0, part="dev", fold=0), run / "01_eda")
+    moved = run.rename(tmp_path / "elsewhere")
+    back = load_challenge(moved / "01_eda")
+    assert back.root == moved / "data"
+    assert (back.root / back.pictures["path"][0]).is_file()
+
+
 def test_loading_what_was_not_saved_names_the_notebook(tmp_path):
     with pytest.raises(FileNotFoundError, match="written by notebook 01_eda"):
         load_challenge(tmp_path / "01_eda")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -182,9 +181,12 @@ def save_challenge(challenge: Challenge, pictures: pd.DataFrame, folder: str | P
         pictures: its pictures, with `group`, `part` and `fold` added.
         folder: where to write.
     """
+    root, run_folder = Path(challenge.root).resolve(), Path(folder).resolve().parent
+    if root.is_relative_to(run_folder):  # drawn pictures move with their run folder
+        root = Path("..") / root.relative_to(run_folder)
     write_table(Path(folder) / "pictures.csv", pictures)
     found = {
-        "root": os.path.abspath(challenge.root),
+        "root": root.as_posix(),
         "pairs": challenge.pairs,
         "phrases": challenge.phrases,
         "tests": {split: asdict(test) for split, test in challenge.tests.items()},
@@ -201,7 +203,7 @@ def load_challenge(folder: str | Path) -> Challenge:
     pictures = read_table(Path(folder) / "pictures.csv")
     found = read_json(Path(folder) / "challenge.json")
     return Challenge(
-        root=Path(found["root"]),
+        root=(Path(folder) / found["root"]).resolve(),
         pictures=pictures,
         pairs=tuple((query, match) for query, match in found["pairs"]),
         phrases=tuple((phrase, match) for phrase, match in found["phrases"]),
