@@ -66,6 +66,18 @@ def test_mirroring_logits_twice_changes_nothing_and_moves_only_nose_and_ear():
     assert torch.equal(once[:, 13], logits[:, 13])  # cords open or closed
 
 
+def test_a_mirrored_training_picture_carries_the_mirrored_label(study):
+    torch.manual_seed(0)
+    batch, target = as_batch(study[0]), torch.from_numpy(study[1])
+    pictures, classes = finetune.mirror_half(batch, target)
+    turned = [
+        torch.equal(picture, mirror(old)) for picture, old in zip(pictures, batch, strict=True)
+    ]
+    assert 5 < sum(turned) < 23
+    for new, old, flipped in zip(classes, target, turned, strict=True):
+        assert new == (MIRROR_CLASS[old] if flipped else old)
+
+
 def test_flip_tta_of_a_mirrored_picture_is_the_swapped_answer(study):
     prepared = study[0]
     mirrored = mirror(as_batch(prepared)).permute(0, 2, 3, 1).contiguous().numpy()

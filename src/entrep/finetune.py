@@ -232,15 +232,9 @@ def _train(
             batch = torch.stack([augment(pictures[row]) for row in chosen])
             answers = target[chosen]
             if options.flip_swap:
-                flipped = torch.rand(len(chosen)) < 0.5
-                batch = torch.where(flipped[:, None, None, None], mirror(batch), batch)
-                answers = torch.where(flipped, mirror_classes(answers), answers)
-            loss = multi_task_loss(
-                network(batch.to(device)),
-                answers.to(device),
-                weight,
-                label_smoothing=options.label_smoothing,
-            )
+                batch, answers = mirror_half(batch, answers)
+            logits, answers = network(batch.to(device)), answers.to(device)
+            loss = multi_task_loss(logits, answers, weight, label_smoothing=options.label_smoothing)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"{name}: the loss is {loss.item()} in epoch {epoch}; "
@@ -270,6 +264,13 @@ def _train(
     network.load_state_dict(best_state)
     table = pd.DataFrame(history)
     return network, table.assign(best=(table["epoch"] == best_epoch).astype(int))
+
+
+def mirror_half(batch: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror each picture of (B, 3, S, S) with probability one half, its class (B,) with it."""
+    flipped = torch.rand(len(batch)) < 0.5
+    pictures = torch.where(flipped[:, None, None, None], mirror(batch), batch)
+    return pictures, torch.where(flipped, mirror_classes(class_index), class_index)
 
 
 def _optimisation(

@@ -74,6 +74,7 @@ def execute_notebook(
             stderr_file=progress,
             on_cell_start=progress.start_cell,
             start_timeout=180,
+            coalesce_streams=True,  # a progress bar is one line of the executed copy
         )
     except PapermillExecutionError as error:
         place = f"In [{error.exec_count}]"
