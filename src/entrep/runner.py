@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from entrep import __version__
 from entrep.artifacts import (
@@ -438,35 +439,22 @@ def _check_run_folder(job: _Job) -> None:
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Make the run folder and hold its lock, so that two runs never share it."""
+    lock = FileLock(out / ".lock", timeout=0)  # its holder's death frees it
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "a+b")  # noqa: SIM115
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{out}: another run is at work in this folder; choose another --out."
+        ) from None
     except OSError as error:
         raise RunError(
             f"--out: cannot write to {out} ({error.strerror}); choose another folder."
         ) from error
-    with lock:  # closing it frees the lock, and so does the death of this process
-        if not _try_lock(lock):
-            raise RunError(f"{out}: another run is at work in this folder; choose another --out.")
-        yield
-
-
-def _try_lock(file: BinaryIO) -> bool:
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the words of POSIX and of Windows for "taken"
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
+        yield
+    finally:
+        lock.release()
 
 
 def _version(package: str) -> str:
