@@ -67,13 +67,13 @@ class RunConfig:
     weights_dir: str = ""  # local files of encoders that are not shipped
     # fine-tuning
     image_size: int = 112  # pixels a side
-    epochs: int = 16
+    epochs: int = 36
     learning_rate: float = 1e-3
-    layer_decay: float = 0.8  # learning rate of a block relative to the block above it
+    layer_decay: float = 0.9  # learning rate of a block relative to the block above it
     weight_decay: float = 0.05
     train_batch_size: int = 32
     label_smoothing: float = 0.05
-    patience: int = 5  # epochs without a better out-of-fold loss before a fold stops
+    patience: int = 10  # epochs without a better out-of-fold loss before a fold stops
     flip_swap: bool = True  # mirror training pictures and swap their left/right label
     flip_tta: bool = True  # average with the mirrored picture, its classes swapped back
     # retrieval
