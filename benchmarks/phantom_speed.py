@@ -47,7 +47,7 @@ def measure(pictures: int, difficulty: float) -> None:
         )
     mean, worst = statistics.mean(totals), sorted(totals)[int(0.95 * len(totals))]
     print(f"\n{len(totals)} pictures, difficulty {difficulty}: {mean:.1f} ms on average, ", end="")
-    print(f"95 % within {worst:.1f} ms (asked for: under 40 ms).")
+    print(f"95 % within {worst:.1f} ms (target: under 40 ms).")
     print(f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}")
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: the `slow` and `gpu` markers, closed figures, the real sample."""
+"""What all tests share: the `gpu` marker, closed figures, the real sample."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--runslow", action="store_true", help="run the tests marked slow too")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    skip_slow = pytest.mark.skip(reason="slow; give --runslow")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_gpu = pytest.mark.skip(reason="no GPU here")
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--runslow"):
-            item.add_marker(skip_slow)
         if "gpu" in item.keywords and not _has_gpu():
             item.add_marker(skip_gpu)
     # Quick answers first: the whole notebooks go last.
-    items.sort(key=lambda item: ("slow" in item.keywords, item.path.name == "test_notebooks.py"))
+    items.sort(key=lambda item: item.path.name == "test_notebooks.py")
 
 
 def _has_gpu() -> bool:

@@ -205,3 +205,12 @@ def test_a_loss_that_is_not_finite_stops_training(study):
     options = dataclasses.replace(OPTIONS, learning_rate=1e30, epochs=6)
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         finetune.train_fold(prepared, target, fold == 0, options=options, device=CPU, seed=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_predicts_what_the_cpu_does(study):
+    torch.manual_seed(0)
+    network = finetune.build_network("demo-dino", 56)
+    here = finetune.to_probs(finetune.predict_logits(network, study[0]))
+    there = finetune.to_probs(finetune.predict_logits(network.to("cuda"), study[0]))
+    np.testing.assert_allclose(here, there, atol=1e-3)

@@ -160,7 +160,6 @@ def test_threads_and_batch_size_at_inference_do_not_change_the_submissions(
     assert submissions_of(out) == submissions_of(finished)
 
 
-@pytest.mark.slow
 def test_real_pictures_end_in_three_valid_submissions(real_sample, tmp_path):
     from entrep.data import find_challenge
     from entrep.submission import check_submission
@@ -174,7 +173,6 @@ def test_real_pictures_end_in_three_valid_submissions(real_sample, tmp_path):
         )
 
 
-@pytest.mark.slow
 def test_class_folders_without_test_lists_end_in_scores_and_no_submission(finished, tmp_path):
     from entrep.data import find_challenge
     from entrep.labels import CLASS_NAMES
