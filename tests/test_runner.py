@@ -231,6 +231,12 @@ def test_only_what_depends_on_a_change_runs_again(start, notebooks, tmp_path, ca
     }
 
 
+def test_a_run_folder_may_be_moved(start, tmp_path):
+    start()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert set(start(out=moved).values()) == {"unchanged"}
+
+
 def test_prose_may_change_without_a_rerun(start, notebooks):
     start(only=["01"])
     path = notebooks / "01_first.ipynb"

@@ -272,10 +272,12 @@ class _Job:
             return {}
 
     def _inputs(self, step: Step) -> dict[str, object]:
+        given = dict(self.passed[step.name])
+        del given["work_dir"]  # a run folder may be moved, and goes on where it is
         return {
             "notebook": hash_code(self.source / f"{step.name}.ipynb"),
             "package": self.package,
-            "parameters": self.passed[step.name],
+            "parameters": given,
             "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
             "data": self.data,
             "versions": self.versions,
@@ -329,7 +331,7 @@ class _Job:
         with Progress(number, notebook) as progress:
             try:
                 with kernel_environment(self.config.profile):
-                    execute_notebook(notebook, partial, inputs["parameters"], self.out, progress)
+                    execute_notebook(notebook, partial, self.passed[step.name], self.out, progress)
             except BaseException:  # Ctrl-C too
                 progress.result = "stopped"
                 self._remove_temporary(step)
