@@ -13,6 +13,8 @@ from entrep.artifacts import load_arrays, save_arrays, sha256_json
 from entrep.encoders import Encoder
 from entrep.preprocess import as_batch, prepare_pictures
 
+PREPARED_AT_ONCE = 64  # pictures decoded in parallel and held before they are embedded
+
 
 def embed_pictures(
     encoder: Encoder, root: str | Path, paths: Sequence[str], *, batch_size: int = 32
@@ -31,12 +33,14 @@ def embed_pictures(
     """
     rows = []
     # Prepared in slices, so that memory does not grow with the number of pictures.
+    step = batch_size * -(-PREPARED_AT_ONCE // batch_size)
     with tqdm(total=len(paths), desc=f"embed ({encoder.spec.name})", unit="picture") as bar:
-        for start in range(0, len(paths), batch_size):
-            part = paths[start : start + batch_size]
+        for start in range(0, len(paths), step):
+            part = paths[start : start + step]
             prepared = prepare_pictures(root, part, encoder.spec.image_size, progress=False)
-            rows.append(encoder.encode_pictures(as_batch(prepared)).numpy())
-            bar.update(len(part))
+            for batch in as_batch(prepared).split(batch_size):
+                rows.append(encoder.encode_pictures(batch).numpy())
+                bar.update(len(batch))
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
