@@ -10,7 +10,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    skip_gpu = pytest.mark.skip(reason="no GPU here")
+    skip_gpu = pytest.mark.skip(reason="runs where PyTorch sees a GPU")
     for item in items:
         if "gpu" in item.keywords and not _has_gpu():
             item.add_marker(skip_gpu)
@@ -36,5 +36,5 @@ def real_sample() -> Path:
     """The folder of real pictures that ENTREP_SAMPLE names; the test is skipped without it."""
     folder = os.environ.get("ENTREP_SAMPLE", "")
     if not Path(folder).is_dir() or not folder:
-        pytest.skip("ENTREP_SAMPLE names no folder with real pictures")
+        pytest.skip("runs where ENTREP_SAMPLE names a folder with real pictures")
     return Path(folder)

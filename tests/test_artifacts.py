@@ -35,7 +35,7 @@ def test_missing_folders_are_made_and_the_old_file_is_replaced(tmp_path):
     assert path.read_bytes() == b"two\n"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions; runs on Linux and macOS")
 def test_files_get_the_permissions_of_any_new_file(tmp_path):
     old = os.umask(0o027)
     try:

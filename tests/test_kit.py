@@ -189,7 +189,7 @@ def test_pins_lie_in_the_ranges_of_the_package():
     assert project["requires-python"] == ">=3.11,<3.14"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="runs a shell script")
+@pytest.mark.skipif(os.name == "nt", reason="starts a shell script; runs on Linux and macOS")
 def test_the_ci_script_is_executable_and_parses():
     script = CHECKOUT / ".ci" / "run"
     assert os.access(script, os.X_OK)

@@ -379,7 +379,7 @@ sys.exit(entrep.cli.main(["run", "--out", sys.argv[2], "--notebooks", sys.argv[3
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals; runs on Linux and macOS")
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_leaves_nothing_half_written_and_resumes(start, notebooks, tmp_path, kill):
     write_notebook(notebooks, "02_second", "epochs: int = None", SLEEP)
