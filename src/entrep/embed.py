@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from entrep.artifacts import load_arrays, save_arrays, sha256_json
@@ -80,10 +80,11 @@ def load_or_embed(
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """A digest of an encoder's name and weights: per tensor its name, shape and float64 sum."""
-    with torch.inference_mode():
-        parts = [
-            [name, list(tensor.shape), f"{tensor.double().sum().item():.9e}"]
-            for name, tensor in encoder.model.state_dict().items()
-        ]
-    return sha256_json([encoder.spec.name, parts])
+    """SHA-256 of what an embedding depends on beside the picture: weights and preprocessing."""
+    digest = hashlib.sha256(
+        sha256_json([vars(encoder.spec), encoder.mean, encoder.std]).encode("ascii")
+    )
+    for name, tensor in encoder.model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+    return digest.hexdigest()
