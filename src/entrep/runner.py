@@ -109,11 +109,7 @@ def run(
         RunError: if a notebook fails; its partial copy stays in `notebooks/`.
     """
     parameters = dict(parameters or {})
-    for name, option in {
-        "profile": "--profile",
-        "data_path": "--data",
-        "work_dir": "--out",
-    }.items():
+    for name, option in _OPTIONS.items():
         if name in parameters:
             raise ValueError(f"{name}: give it with {option}.")
     if data and not Path(data).is_dir():
