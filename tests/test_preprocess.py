@@ -3,11 +3,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from entrep.disc import crop_disc, crop_square
 from entrep.labels import CLASS_NAMES, MIRROR_CLASS
 from entrep.preprocess import (
     as_batch,
-    crop_disc,
-    find_disc,
     load_picture,
     mirror,
     mirror_classes,
@@ -28,33 +27,23 @@ def disc_picture(centre=(320, 240), radius=200, size=(640, 480), colour=(200, 12
     return picture
 
 
-def test_the_disc_is_found_within_two_percent_of_its_size():
-    for centre, radius in (((320, 240), 200), ((250, 200), 150), ((400, 260), 180)):
-        x, y = centre
-        found = np.array(find_disc(disc_picture(centre, radius)))
-        expected = np.array([x - radius, y - radius, x + radius, y + radius])
-        assert np.abs(found - expected).max() <= 0.04 * radius + 2
+def test_a_picture_is_prepared_with_and_without_the_crop(tmp_path):
+    picture = disc_picture(centre=(250, 200), radius=150)
+    picture.save(tmp_path / "a.png")
+    size = {"size": (32, 32), "resample": Image.Resampling.BICUBIC, "reducing_gap": 3.0}
+    cropped, whole = crop_disc(picture), crop_square(picture, (0, 0, 640, 480))
+    assert cropped.size[0] < 320 and whole.size == (640, 640)
+    for crop, square in ((True, cropped), (False, whole)):
+        prepared = prepare_picture(tmp_path / "a.png", 32, crop=crop)
+        np.testing.assert_array_equal(prepared, np.asarray(square.resize(**size)))
+        together = prepare_pictures(tmp_path, ["a.png"], 32, crop=crop, progress=False)
+        np.testing.assert_array_equal(together[0], prepared)
 
 
-def test_a_disc_that_leaves_the_frame_is_found_too():
-    left, top, right, bottom = find_disc(disc_picture(radius=260))
-    assert (top, bottom) == (0, 480)
-    assert right - left == pytest.approx(520, abs=12)
-
-
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
-def test_without_a_disc_the_whole_frame_is_kept_square(colour):
-    picture = Image.new("RGB", (640, 480), colour)
-    assert find_disc(picture) is None
-    assert crop_disc(picture).size == (640, 640)
-
-
-def test_cropping_keeps_the_aspect_ratio():
-    square = crop_disc(disc_picture())
-    assert square.width == square.height
-    lit = np.asarray(square).max(axis=2) > 50
-    height, width = lit.any(axis=1).sum(), lit.any(axis=0).sum()
-    assert width == pytest.approx(height, rel=0.05)
+def test_the_crop_is_the_default(tmp_path):
+    disc_picture(radius=120).save(tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    np.testing.assert_array_equal(prepare_picture(path, 32), prepare_picture(path, 32, crop=True))
 
 
 def test_pictures_are_prepared_in_the_order_given(tmp_path):

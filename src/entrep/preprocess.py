@@ -14,13 +14,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from entrep.disc import crop_disc, crop_square
 from entrep.labels import MIRROR_CLASS
-
-# A pixel is lit when its brightest channel passes this; JPEG and sensor noise stay below.
-LIT_LEVEL = 24
-# A row or column belongs to the disc when this share of the frame's shorter side is lit:
-# enough to pass over the rim's notch and stray glare.
-LIT_SHARE = 0.06
 
 
 def load_picture(path: str | Path) -> Image.Image:
@@ -41,41 +36,15 @@ def load_picture(path: str | Path) -> Image.Image:
         ) from error
 
 
-def find_disc(picture: Image.Image) -> tuple[int, int, int, int] | None:
-    """Bounding box (left, top, right, bottom) in pixels of the lit disc.
-
-    Returns None when nothing stands out: a black frame, or one that is lit to its edges.
-    """
-    lit = np.asarray(picture).max(axis=2) > LIT_LEVEL
-    needed = LIT_SHARE * min(lit.shape)
-    columns = np.flatnonzero(lit.sum(axis=0) > needed)
-    rows = np.flatnonzero(lit.sum(axis=1) > needed)
-    if len(columns) == 0 or len(rows) == 0:
-        return None
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    whole = (0, 0, picture.width, picture.height)
-    small = min(box[2] - box[0], box[3] - box[1]) < 0.25 * min(picture.size)
-    return None if box == whole or small else box
-
-
-def crop_disc(picture: Image.Image) -> Image.Image:
-    """Cut the square around the lit disc, or around the whole frame if there is none.
-
-    The aspect ratio is kept: where the square reaches beyond the frame it is black.
-    """
-    left, top, right, bottom = find_disc(picture) or (0, 0, picture.width, picture.height)
-    side = max(right - left, bottom - top)
-    left -= (side - (right - left)) // 2
-    top -= (side - (bottom - top)) // 2
-    return picture.crop((left, top, left + side, top + side))
-
-
-def prepare_picture(path: str | Path, size: int) -> np.ndarray:
+def prepare_picture(path: str | Path, size: int, *, crop: bool = True) -> np.ndarray:
     """Load a picture, crop it to its disc and resize it: (size, size, 3) uint8.
+
+    Without `crop` the whole frame is kept, made square with black.
 
     Pillow resizes bytes in fixed-point arithmetic, so the result is the same on every processor.
     """
-    square = crop_disc(load_picture(path))
+    picture = load_picture(path)
+    square = crop_disc(picture) if crop else crop_square(picture, (0, 0, *picture.size))
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
@@ -84,6 +53,7 @@ def prepare_pictures(
     paths: Sequence[str],
     size: int,
     *,
+    crop: bool = True,
     workers: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
@@ -93,13 +63,14 @@ def prepare_pictures(
         root: folder that `paths` are relative to.
         paths: N POSIX paths.
         size: pixels a side.
+        crop: cut to the lit disc; otherwise the whole frame is kept, made square with black.
         workers: threads; None takes one a core.
         progress: show a progress bar.
     """
     root = Path(root)
     prepared = np.empty((len(paths), size, size, 3), np.uint8)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        done = pool.map(lambda path: prepare_picture(root / path, size), paths)
+        done = pool.map(lambda path: prepare_picture(root / path, size, crop=crop), paths)
         bar = tqdm(done, "pictures", len(paths), unit="picture", disable=not progress)
         for row, picture in enumerate(bar):
             prepared[row] = picture

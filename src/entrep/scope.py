@@ -185,3 +185,27 @@ def photograph(lit: Array, view: View, draws: Draws) -> Array:
     for channel, plane in enumerate(disc):
         picture[:, start : start + 2 * WIDTH, channel] = plane
     return picture
+
+
+def disc_circle(view: View, draws: Draws) -> tuple[float, float, float]:
+    """The disc that `photograph` shows of this view with the same draws: the truth for tests.
+
+    Measured on the photograph of a white wall, so it cannot fall out of step with the drawing.
+
+    Args:
+        view: as given to `photograph`.
+        draws: a stream of the same key, unused.
+
+    Returns:
+        x, y and radius in pixels from the picture's top left corner, to a tenth of a pixel or so;
+        the rim is where the light has fallen to half.
+    """
+    white = photograph(np.full((3, HEIGHT, WIDTH), 9, np.float32), view, draws)[..., 0] > 126
+    y = HEIGHT + 2 * view.drop
+    # Away from the widest row a chord's length tells the radius; the notch spoils a few rows.
+    rows = np.arange(HEIGHT // 2, 3 * HEIGHT // 2)
+    first = white[rows].argmax(axis=1)
+    last = white.shape[1] - white[rows, ::-1].argmax(axis=1)
+    half = (last - first) / 2
+    radius = np.median(np.sqrt(half * half + (rows + 0.5 - y) ** 2))
+    return float(np.median((first + last) / 2)), y, float(radius)
