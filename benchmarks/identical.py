@@ -45,7 +45,9 @@ def main() -> int:
     for number, (name, changed) in enumerate(AFTER_TRAINING.items()):
         folders[name] = out / f"variant{number}"
         shutil.copytree(first, folders[name])
-        results = run("demo", out=folders[name], parameters=parameters | changed)
+        # A cache of its own: kept embeddings would hide what threads and batches do to them.
+        fresh = changed | {"cache_dir": str(out / f"cache{number}")}
+        results = run("demo", out=folders[name], parameters=parameters | fresh)
         print(f"{name}: ran {[step for step, why in results.items() if why != 'unchanged']}")
 
     data = out / "read-only data"

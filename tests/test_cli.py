@@ -10,6 +10,7 @@ import pytest
 
 import entrep
 from entrep import cli
+from entrep.registry import ENCODERS, weights_folder
 
 
 def test_version_and_help_answer_without_loading_anything_heavy():
@@ -33,6 +34,11 @@ def test_version_and_help_answer_without_loading_anything_heavy():
         (["check-data", "not/there"], "not"),
         (["check-submission", "x.json", "--track", "1", "--data", "not/there"], "not"),
         (["phantom", "new", "--size", "-1"], "size"),
+        (["run", "-p", "text_encoder=biomedclip"], "entrep models fetch biomedclip --to"),
+        (["models", "show", "biomdclip"], "Did you mean 'biomedclip'?"),
+        (["models", "verify", "not/there"], "this folder is no pack"),
+        (["models", "pack", "biomedclip", "--from", "not/there", "--to", "p"], "not/there"),
+        (["models", "fetch", "demo-clip", "--to", "p"], "no repository on the hub"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
@@ -120,3 +126,19 @@ def test_bad_data_end_a_run_with_one_error_and_nothing_written(tmp_path, capsys)
     assert message.count("entrep: error:") == 1 and "no picture" in message
     assert "Traceback" not in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_models_lists_every_encoder_and_the_packs_at_hand(capsys):
+    shipped = weights_folder()
+    assert cli.main(["models", "list", "--packs", str(shipped)]) == 0
+    printed = capsys.readouterr().out
+    for name, spec in ENCODERS.items():
+        assert name in printed and spec.licence in printed
+    assert str(shipped / "demo-dino") in printed
+    assert cli.main(["models", "show", "surgenet-dinov2-b"]) == 0
+    assert "NOT for commercial use" in capsys.readouterr().out
+
+
+def test_models_verify_checks_a_shipped_pack(capsys):
+    assert cli.main(["models", "verify", str(weights_folder() / "demo-dino")]) == 0
+    assert "all as packed" in capsys.readouterr().out

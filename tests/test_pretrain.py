@@ -1,4 +1,3 @@
-import json
 import random
 
 import numpy as np
@@ -6,8 +5,10 @@ import pytest
 import torch
 
 from entrep import pretrain
-from entrep.encoders import ENCODERS, weights_folder
+from entrep.artifacts import read_json
+from entrep.encoders import CONFIG_FILE
 from entrep.prototypes import CLASS_PHRASES
+from entrep.registry import ENCODERS, read_pack, weights_folder
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,7 @@ def test_contrast_is_small_when_each_query_meets_its_key():
 
 def test_unseen_words_are_forgotten_and_seen_ones_kept(drawn):
     model = pretrain.open_clip.CLIP(
-        pretrain.CLIP_CONFIG["embed_dim"],
-        pretrain.CLIP_CONFIG["vision_cfg"],
-        pretrain.CLIP_CONFIG["text_cfg"],
+        **pretrain.CLIP_CONFIG["model_cfg"],
     )
     kept = pretrain._forget_unseen_words(model, drawn).token_embedding.weight.any(dim=1)
     tokenize = pretrain.open_clip.SimpleTokenizer(context_length=40)
@@ -66,11 +65,17 @@ def test_unseen_words_are_forgotten_and_seen_ones_kept(drawn):
 
 def test_the_shipped_encoders_are_small_and_match_their_log():
     folder = weights_folder()
-    files = sorted(folder.glob("*.safetensors"))
-    assert [path.stem for path in files] == ["demo_clip", "demo_dino"]
+    files = sorted(folder.rglob("*.safetensors"))
+    assert [path.parent.name for path in files] == ["demo-clip", "demo-dino"]
     assert sum(path.stat().st_size for path in files) <= 8_000_000
     log = (folder / "training.log").read_text(encoding="utf-8")
     for path in files:
         assert pretrain.sha256_file(path) in log
-        assert json.loads(path.with_suffix(".json").read_text())["mean"]
     assert ENCODERS["demo-clip"].licence == ENCODERS["demo-dino"].licence == "MIT"
+
+
+def test_the_shipped_packs_are_described_as_the_script_would_write_them():
+    for name, config in (("demo-clip", pretrain.CLIP_CONFIG), ("demo-dino", pretrain.DINO_CONFIG)):
+        spec, _ = read_pack(weights_folder() / name)
+        assert spec == ENCODERS[name]
+        assert read_json(weights_folder() / name / CONFIG_FILE[spec.library]) == config

@@ -64,7 +64,10 @@ class RunConfig:
     prototype_encoder: str = "demo-clip"  # prototypes and image-to-image retrieval
     text_encoder: str = "demo-clip"  # text-to-image retrieval
     backbone: str = "demo-dino"  # the network that is fine-tuned
-    weights_dir: str = ""  # local files of encoders that are not shipped
+    weights_dir: str = ""  # folder with the model packs of encoders that are not shipped
+    precision: str = "auto"  # of embedding: fp32, fp16, bf16; auto: what the device is best at
+    crop: bool = True  # cut pictures to the endoscope's lit disc; False: the whole frame
+    cache_dir: str = ""  # embeddings and decoded pictures, kept; empty: work_dir/.cache
     # fine-tuning
     image_size: int = 112  # pixels a side
     epochs: int = 36
@@ -149,6 +152,8 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:  # also refuses NaN
             raise ValueError(f"{name}: expected {low} to {high}, got {value}.")
+    if config.precision not in ("auto", "fp32", "fp16", "bf16"):
+        raise ValueError(f"precision: expected auto, fp32, fp16 or bf16; got {config.precision!r}.")
     if config.split not in ("auto", "public", "private", "test"):
         raise ValueError(f"split: expected auto, public, private or test; got {config.split!r}.")
     if config.profile != "demo" and not config.data_path:
@@ -158,6 +163,11 @@ def _check(config: RunConfig) -> None:
         )
     if not config.work_dir:
         raise ValueError("work_dir: give a folder to write to; it is empty.")
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Where a run keeps embeddings and decoded pictures; by default hidden in its run folder."""
+    return Path(config.cache_dir) if config.cache_dir else Path(config.work_dir) / ".cache"
 
 
 def describe_config(config: RunConfig) -> str:

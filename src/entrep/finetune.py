@@ -23,6 +23,7 @@ from entrep.artifacts import atomic_path, read_table, sha256_json, write_table
 from entrep.encoders import feature_width, load_backbone, pooled_features
 from entrep.labels import CLASS_NAMES, FINE_PAIRS, FINE_SITES, MIRROR_CLASS, SITE_NAMES, SITE_OF
 from entrep.preprocess import as_batch, mirror, mirror_classes, normalise, training_augmentation
+from entrep.registry import pack_digest
 
 # Columns of the network's output: logits of the classes, of the sites, and of "the second
 # class of the site's pair" (nose left, ear left, cords closed).
@@ -51,6 +52,7 @@ class TrainingOptions:
     label_smoothing: float
     patience: int
     flip_swap: bool
+    crop: bool = True  # how the pictures were prepared
     weights_dir: str = ""
 
 
@@ -383,7 +385,9 @@ def predict_all(
 
 def fold_key(options: TrainingOptions, sha256: Sequence[str], seed: int, fold: int) -> str:
     """Digest of everything that a fold's checkpoint depends on; an equal one need not retrain."""
-    return sha256_json([vars(options), list(sha256), seed, fold, torch.__version__])
+    settings = {key: value for key, value in vars(options).items() if key != "weights_dir"}
+    weights = pack_digest(options.backbone, options.weights_dir)
+    return sha256_json([settings, weights, list(sha256), seed, fold, torch.__version__])
 
 
 def save_checkpoint(
@@ -422,6 +426,8 @@ def load_checkpoint(path: str | Path, device: torch.device) -> SharedNetwork:
             "delete it and run 03_dinov2_finetune again."
         )
     options = TrainingOptions(**json.loads(metadata["options"]))
-    network = build_network(options.backbone, options.image_size, pretrained=False)
+    network = build_network(
+        options.backbone, options.image_size, weights_dir=options.weights_dir, pretrained=False
+    )
     network.load_state_dict(load_file(path))
     return network.to(device)

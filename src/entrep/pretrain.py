@@ -23,52 +23,67 @@ import open_clip
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from entrep.artifacts import atomic_path, sha256_file, write_json, write_text
-from entrep.encoders import pooled_features
+from entrep.artifacts import sha256_file, write_text
+from entrep.disc import crop_disc
+from entrep.encoders import WEIGHTS_FILE, build_network, pooled_features
 from entrep.labels import CLASS_TO_INDEX, SITE_NAMES, SITE_OF
+from entrep.packs import write_pack
 from entrep.phantom import draw_pictures
-from entrep.preprocess import as_batch, crop_disc, normalise
+from entrep.preprocess import as_batch, normalise
 from entrep.prototypes import CLASS_PHRASES, TEMPLATES, sweep_picture_weight
+from entrep.registry import ENCODERS
 
-MEAN = STD = (0.5, 0.5, 0.5)
+MEAN, STD = ENCODERS["demo-clip"].mean, ENCODERS["demo-clip"].std  # demo-dino's too
 STORED_PX = 128  # pictures are kept at this size; crops of 112 are cut from it
 SIZE_PX = 112
 GLOBAL_PX, LOCAL_PX = 84, 42  # crops of demo-dino's training
 DINO_LR = 1e-3
 
+# The content of a pack's configuration file: open_clip's and timm's own formats.
 CLIP_CONFIG = {
-    "embed_dim": 96,
-    "vision_cfg": {
-        "image_size": SIZE_PX,
-        "patch_size": 16,
-        "width": 128,
-        "layers": 4,
-        "head_width": 32,
+    "model_cfg": {
+        "embed_dim": 96,
+        "vision_cfg": {
+            "image_size": SIZE_PX,
+            "patch_size": 16,
+            "width": 128,
+            "layers": 4,
+            "head_width": 32,
+        },
+        # The tokenizer's 49,408 words are most of the weights: 32 wide keeps them at 3 MB.
+        "text_cfg": {
+            "context_length": 40,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 3,
+        },
     },
-    # The tokenizer's 49,408 words are most of the weights: 32 wide keeps them at 3 MB.
-    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
-    "mean": MEAN,
-    "std": STD,
+    "preprocess_cfg": {"mean": list(MEAN), "std": list(STD)},
 }
 DINO_CONFIG = {
-    "model": {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 0,
+    "model_args": {
         "img_size": SIZE_PX,
         "patch_size": 14,
         "embed_dim": 128,
         "depth": 6,
         "num_heads": 4,
         "init_values": 1e-2,
-        "num_classes": 0,
         "dynamic_img_size": True,
     },
-    "mean": MEAN,
-    "std": STD,
+    "pretrained_cfg": {
+        "input_size": [3, SIZE_PX, SIZE_PX],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "num_classes": 0,
+    },
 }
 
 
@@ -84,8 +99,7 @@ def train_demo_weights(
     """Draw phantoms, train both encoders, probe them, and write weights, configs and the log.
 
     Args:
-        folder: receives demo_clip.safetensors, demo_clip.json, the same of demo_dino, and
-            training.log.
+        folder: receives the packs demo-clip and demo-dino, and training.log.
         seed: of pictures, weights and batches.
         pictures: phantoms to train on; 500 more are drawn for the probe.
         clip_epochs: passes over the pictures for demo-clip.
@@ -112,11 +126,11 @@ def train_demo_weights(
 
     clip = train_clip(train, epochs=clip_epochs, seed=seed, device=target, log=log)
     _report("demo-clip", clip.encode_image, probe, target, log)
-    _save(folder, "demo_clip", _forget_unseen_words(clip, train).state_dict(), CLIP_CONFIG, log)
+    _save(folder, "demo-clip", _forget_unseen_words(clip, train).state_dict(), CLIP_CONFIG, log)
 
     dino = train_dino(train[0], epochs=dino_epochs, device=target, log=log)
     _report("demo-dino", lambda x: pooled_features(dino, x), probe, target, log)
-    _save(folder, "demo_dino", dino.state_dict(), DINO_CONFIG, log)
+    _save(folder, "demo-dino", dino.state_dict(), DINO_CONFIG, log)
     log(f"whole run {time.perf_counter() - start:.0f} s")
     write_text(folder / "training.log", "\n".join(lines) + "\n")
 
@@ -187,10 +201,10 @@ def train_clip(
     caption tells the picture's finding, or none.
     """
     prepared, class_index, findings, phrases = train
-    model = open_clip.CLIP(
-        CLIP_CONFIG["embed_dim"], CLIP_CONFIG["vision_cfg"], CLIP_CONFIG["text_cfg"]
-    ).to(device)
-    tokenize = open_clip.SimpleTokenizer(context_length=CLIP_CONFIG["text_cfg"]["context_length"])
+    model = open_clip.CLIP(**CLIP_CONFIG["model_cfg"]).to(device)
+    tokenize = open_clip.SimpleTokenizer(
+        context_length=CLIP_CONFIG["model_cfg"]["text_cfg"]["context_length"]
+    )
     names = list(CLASS_TO_INDEX)
     site = torch.tensor(SITE_OF)[torch.from_numpy(class_index)]
     numbers = {name: number for number, name in enumerate(sorted(set(findings)))}
@@ -235,7 +249,9 @@ def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
 
 def _forget_unseen_words(model: nn.Module, train: Drawn) -> nn.Module:
     """Set the vectors of words that no caption held to zero: their random start means nothing."""
-    tokenize = open_clip.SimpleTokenizer(context_length=CLIP_CONFIG["text_cfg"]["context_length"])
+    tokenize = open_clip.SimpleTokenizer(
+        context_length=CLIP_CONFIG["model_cfg"]["text_cfg"]["context_length"]
+    )
     prompts = [t.format(phrase) for t in TEMPLATES for phrase in CLASS_PHRASES.values()]
     seen = tokenize(sorted(set(train[3])) + prompts).unique()
     kept = torch.zeros(model.vocab_size, 1, dtype=torch.bool)
@@ -266,7 +282,7 @@ def train_dino(
     own. Crops are smaller than the network's pictures, which saves half of the time; its
     position embeddings are resampled for them.
     """
-    backbone = timm.models.VisionTransformer(**DINO_CONFIG["model"])
+    backbone = build_network(ENCODERS["demo-dino"], DINO_CONFIG)
     teacher = nn.Sequential(backbone, _mlp(2 * backbone.num_features, 64)).to(device)
     student = copy.deepcopy(teacher)
     teacher.requires_grad_(False)
@@ -354,14 +370,13 @@ def _report(
 
 def _save(
     folder: Path,
-    stem: str,
+    name: str,
     state: dict[str, Tensor],
     config: dict,
     log: Callable[[str], None],
 ) -> None:
-    half = {name: tensor.cpu().half().contiguous() for name, tensor in state.items()}
-    with atomic_path(folder / f"{stem}.safetensors") as temporary:
-        save_file(half, temporary)
-    write_json(folder / f"{stem}.json", config)
-    path = folder / f"{stem}.safetensors"
-    log(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256_file(path)}")
+    spec = ENCODERS[name]
+    half = {key: tensor.cpu().half() for key, tensor in state.items()}
+    write_pack(folder / name, spec, half, config)
+    path = folder / name / WEIGHTS_FILE[spec.library]
+    log(f"{name}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256_file(path)}")

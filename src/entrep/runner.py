@@ -40,6 +40,7 @@ from entrep.notebook import (
     hash_code,
     kernel_environment,
 )
+from entrep.registry import find_home, pack_digest
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def run(
         from entrep.data import find_challenge
 
         find_challenge(config.data_path)
+    for name in _encoders_of(config):
+        find_home(name, config.weights_dir)
     with _claimed(job.out):
         return job.run(force=force)
 
@@ -244,6 +247,9 @@ class _Job:
         self.versions = {name: _version(name) for name in VERSIONED}
         self.package = _hash_package()
         self.data = _fingerprint(self.config.data_path)
+        self.encoders = {
+            name: pack_digest(name, self.config.weights_dir) for name in _encoders_of(self.config)
+        }
         results = {}
         for step in self.selected:
             number = f"{self.steps.index(step) + 1}/{len(self.steps)} {step.name:20}"
@@ -276,6 +282,7 @@ class _Job:
             "parameters": given,
             "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
             "data": self.data,
+            "encoders": self.encoders,
             "versions": self.versions,
         }
 
@@ -466,6 +473,10 @@ def _hash_package() -> str:
     """SHA-256 over the package's files: code and embedded weights."""
     files = hash_folder(Path(__file__).parent)
     return sha256_json({n: digest for n, digest in files.items() if "__pycache__" not in n})
+
+
+def _encoders_of(config: RunConfig) -> list[str]:
+    return sorted({config.prototype_encoder, config.text_encoder, config.backbone})
 
 
 def _fingerprint(data_path: str) -> str:
