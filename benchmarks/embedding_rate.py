@@ -145,14 +145,11 @@ def on_cpu(root: Path, paths: list[str], rounds: int) -> None:
     encoder = build("vit_base_patch16_224", 224, "cpu", torch.float32)
     count = len(paths)
     loop_paths = paths[: max(4, count // 4)]
-    # The bare network in passes of the engine's size, which are its best, and in large ones.
+    # The bare network in passes of the engine's size, and in larger ones.
     work = {
         "bare network": (bare_forward(encoder, count, embed.MOST_ON_CPU), count),
         "bare network, 32 a pass": (bare_forward(encoder, 32, 32), 32),
-        "engine": (
-            lambda: embed.embed_pictures(encoder, root, paths),
-            count,
-        ),
+        "engine": (lambda: embed.embed_pictures(encoder, root, paths), count),
         "notebook loop": (notebook_loop(encoder, root, loop_paths), len(loop_paths)),
     }
     bare_forward(encoder, 8, 8)()
@@ -235,8 +232,8 @@ def describe_machine() -> str:
     return (
         f"{platform.system()} {platform.machine()}, {count_cores()} cores{gpu}; "
         f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
-        f"Pillow {PIL.__version__}; {torch.get_num_threads()} threads; load before "
-        f"{os.getloadavg()[0]:.1f}"
+        f"Pillow {PIL.__version__}; {torch.get_num_threads()} threads; "
+        f"load before: {os.getloadavg()[0]:.1f}"
     )
 
 

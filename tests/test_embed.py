@@ -35,6 +35,7 @@ class Network:
             torch.nn.Conv2d(3, 8, 8, 4), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.LazyLinear(7)
         )
         self.model(torch.zeros(1, 3, SIZE, SIZE))
+        self.model.to(self.device)
 
     def _pass(self, count):
         self.passes.append(count)
@@ -45,6 +46,7 @@ class Network:
     def encode_pictures(self, batch):
         assert batch.dtype == torch.uint8 and batch.shape[1:] == (3, SIZE, SIZE)
         self._pass(len(batch))
+        batch = batch.to(self.device, non_blocking=True)
         return functional.normalize(self.model(batch.float() / 255 - 0.5), dim=-1)
 
     def encode_texts(self, texts):
@@ -111,6 +113,19 @@ def test_every_way_agrees_with_a_plain_loop(folder, tmp_path):
         way = {name: way[name] for name in way if name != "sha256"}
         done = embed.embed_pictures(Network(), folder, shuffled, **way)
         np.testing.assert_allclose(done.matrix, expected[order], atol=1e-6, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_agrees_with_the_plain_loop(folder, workers, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    encoder = Network(device=torch.device("cuda"))
+    done = embed.embed_pictures(encoder, folder, PATHS * 20, batch_size=2, workers=workers)
+    expected = one_by_one(Network(), folder, PATHS)
+    np.testing.assert_allclose(done.matrix[:13], expected, atol=1e-5)
+    parts = embed.stream_embeddings(encoder, folder, PATHS * 20, batch_size=2, workers=workers)
+    matrix = np.concatenate([part.matrix for part in parts])
+    np.testing.assert_allclose(matrix, np.tile(expected, (20, 1)), atol=1e-5)
 
 
 def test_a_whole_frame_is_another_picture(folder, tmp_path):

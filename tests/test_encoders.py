@@ -9,6 +9,7 @@ from PIL import Image
 from published import write_biomedclip, write_surgenet_dinov3
 from torch.nn import functional
 
+from entrep.artifacts import read_json
 from entrep.encoders import (
     feature_width,
     load_backbone,
@@ -257,6 +258,8 @@ def test_effnet_lite0_agrees_with_timm():
 def test_surgenets_dinov3_agrees_with_its_own_loader(tmp_path):
     original = write_surgenet_dinov3(tmp_path / "x.pth")
     pack = make_pack("surgenet-dinov3-s", [tmp_path / "x.pth"], tmp_path / "pack")
+    note = read_json(pack / "pack.json")["note"]
+    assert note == "21,599,232 of 21,599,232 parameters filled"
     encoder = load_encoder("surgenet-dinov3-s", device="cpu", weights_dir=pack)
     batch = as_batch(draw_picture(336))
     with torch.inference_mode():

@@ -1,4 +1,5 @@
 import doctest
+import math
 
 import numpy as np
 import pandas as pd
@@ -162,6 +163,96 @@ def test_bootstrap_interval_does_not_depend_on_what_groups_are_called():
     assert by_number == metrics.bootstrap_interval(values, ["a", "a", "b", "b", "c", "c"])
 
 
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_mcnemar_sums_the_binomial_tails(rows):
+    a, b = np.array(rows).T
+    found = metrics.mcnemar_test(a, b)
+    told = found["only_a"] + found["only_b"]
+    tail = sum(math.comb(told, i) for i in range(min(found["only_a"], found["only_b"]) + 1))
+    assert found["p"] == pytest.approx(min(1, 2 * tail / 2**told))
+    swapped = metrics.mcnemar_test(b, a)
+    assert (swapped["only_b"], swapped["p"]) == (found["only_a"], pytest.approx(found["p"]))
+    assert metrics.mcnemar_test(a, a)["p"] == 1.0
+
+
+def test_mcnemar_rejects_equal_methods_at_most_as_often_as_stated():
+    generator = np.random.default_rng(0)
+    small = [
+        metrics.mcnemar_test(*generator.random((2, 100)) < 0.8)["p"] <= 0.05 for _ in range(500)
+    ]
+    assert 0.01 < np.mean(small) <= 0.06
+
+
+def test_paired_bootstrap_has_the_interval_of_the_difference_and_turns_with_the_sign():
+    generator = np.random.default_rng(0)
+    a, b = generator.random((2, 80)) < [[0.9], [0.7]]
+    groups = np.arange(80) // 2
+    found = metrics.paired_bootstrap(a, b, groups)
+    assert (found["low"], found["high"]) == metrics.bootstrap_interval(a.astype(float) - b, groups)
+    back = metrics.paired_bootstrap(b, a, groups)
+    np.testing.assert_allclose(
+        [back["difference"], back["low"], back["high"], back["p"]],
+        [-found["difference"], -found["high"], -found["low"], found["p"]],
+    )
+    assert found["p"] < 0.05
+    assert metrics.paired_bootstrap(a, a)["p"] == 1.0
+
+
+def test_paired_bootstrap_is_less_sure_when_groups_agree():
+    groups = np.repeat(np.arange(10), 10)
+    a = (groups < 8).astype(float)  # ten pictures of one group are all right or all wrong
+    b = np.where(groups >= 5, a, 0.4)
+    single, grouped = metrics.paired_bootstrap(a, b), metrics.paired_bootstrap(a, b, groups)
+    assert grouped["high"] - grouped["low"] > 2 * (single["high"] - single["low"])
+    assert grouped["difference"] == single["difference"]
+
+
+def test_paired_bootstrap_rejects_equal_methods_about_as_often_as_stated():
+    generator = np.random.default_rng(0)
+    small = [
+        metrics.paired_bootstrap(*generator.random((2, 100)) < 0.8, draws=300)["p"] < 0.05
+        for _ in range(300)
+    ]
+    assert 0.02 < np.mean(small) < 0.09
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
+def test_risk_coverage_is_the_mean_over_all_orders_of_ties(rows):
+    confidence, correct = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+    coverage, risk = metrics.risk_coverage(confidence, correct)
+    generator = np.random.default_rng(0)
+    for place in range(len(rows)):
+        # Expected errors among the first place + 1: whole levels, then a share of the next.
+        left, errors = place + 1, 0.0
+        for level in range(4, -1, -1):
+            at = correct[confidence == level]
+            taken = min(left, len(at))
+            errors += (~at).mean() * taken if len(at) else 0
+            left -= taken
+        assert risk[place] == pytest.approx(errors / (place + 1))
+    order = generator.permutation(len(rows))
+    again = metrics.risk_coverage(confidence[order], correct[order])
+    np.testing.assert_array_equal(again, (coverage, risk))
+    assert risk[-1] == pytest.approx(1 - correct.mean())
+
+
+def test_a_confidence_that_knows_its_errors_has_the_smallest_area():
+    correct = np.arange(10) < 8
+    best = metrics.area_under_risk_coverage(correct, correct)
+    assert best == pytest.approx((1 / 9 + 2 / 10) / 10)
+    assert metrics.area_under_risk_coverage(np.zeros(10), correct) == pytest.approx(0.2)
+    assert best < 0.2 < metrics.area_under_risk_coverage(~correct, correct)
+
+
+def test_detection_scores_agree_with_counting_pairs():
+    generator = np.random.default_rng(0)
+    inside, outside = generator.integers(0, 9, 40) * 1.0, generator.integers(4, 14, 15) * 1.0
+    pairs = [(o > i) + 0.5 * (o == i) for o in outside for i in inside]
+    found = metrics.detection_scores(inside, outside)
+    assert found["auroc"] == pytest.approx(np.mean(pairs))
+    assert metrics.detection_scores([0.0, 1.0], [2.0]) == {"auroc": 1.0, "fpr95": 0.0}
+
+
 @given(st.integers(1, 60), st.integers(1, 15), st.integers(0, 2**32 - 1))
 def test_expected_calibration_error_agrees_with_a_plain_loop(size, bins, seed):
     generator = np.random.default_rng(seed)
@@ -198,6 +289,11 @@ def test_expected_calibration_error_is_zero_when_sure_and_right():
         (lambda: metrics.bootstrap_interval([]), "at least one value"),
         (lambda: metrics.bootstrap_interval([1, 0], [1]), "one group a value"),
         (lambda: metrics.bootstrap_interval([1, 0], level=95), "level"),
+        (lambda: metrics.paired_bootstrap([1, 0], [1]), "same pictures"),
+        (lambda: metrics.mcnemar_test([1, 0], [1]), "equal length"),
+        (lambda: metrics.mcnemar_test([], []), "at least 1"),
+        (lambda: metrics.risk_coverage([], []), "at least one picture"),
+        (lambda: metrics.detection_scores([1.0], []), "0 outside"),
         (lambda: metrics.expected_calibration_error(np.ones((2, 2)) * 3, [0, 1]), "softmax"),
         (lambda: metrics.expected_calibration_error(np.ones(2), [0, 1]), r"\(N, C\)"),
     ],

@@ -186,6 +186,6 @@ def test_class_folders_without_test_lists_end_in_scores_and_no_submission(finish
     run("mini", data=tmp_path / "classes", out=out, parameters={"epochs": 1, "image_size": 64})
     assert not (out / "submissions").exists()
     scores = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert scores["04_hybrid"]["hybrid"]["heldout"]["pictures"] > 0
+    assert scores["04_hybrid"]["combined"]["heldout"]["pictures"] > 0
     executed = (out / "notebooks" / "01_eda.ipynb").read_text(encoding="utf-8")
     assert "a fifth is held out instead" in executed

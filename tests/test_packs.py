@@ -368,7 +368,7 @@ def hub(published, monkeypatch):
     """A hub with BiomedCLIP at the commits that the registry pins."""
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 65536)
     with fake_hub() as server:
         server.add(BIOMEDCLIP, published[0], SPEC.revision)

@@ -183,6 +183,47 @@ def test_reliability_has_a_dot_for_each_bin_with_pictures(ax):
     assert texts_of(ax) == ["calibration error 0.427", "3 pictures"]
 
 
+def test_risk_coverage_has_a_line_a_method_with_its_area(ax):
+    correct = np.array([True, True, True, False])
+    plots.plot_risk_coverage(
+        {"ours": (np.array([4, 3, 2, 1]), correct), "rule": (np.array([1, 2, 3, 4]), correct)}, ax
+    )
+    ours, rule = ax.lines
+    np.testing.assert_allclose(ours.get_ydata(), [0, 0, 0, 0.25])
+    np.testing.assert_allclose(rule.get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
+    np.testing.assert_allclose(rule.get_xdata(), [0.25, 0.5, 0.75, 1])
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["ours (0.0625)", "rule (0.5208)"]
+    assert ours.get_linestyle() != rule.get_linestyle()
+    assert ax.get_ylim()[1] > 1
+
+
+def test_risk_coverage_without_an_error_still_has_an_axis(ax):
+    plots.plot_risk_coverage({"ours": (np.ones(3), np.ones(3, bool))}, ax)
+    assert ax.get_ylim()[1] > 0
+
+
+@pytest.mark.parametrize("threshold", [1.5, np.inf])
+def test_ood_shows_both_kinds_as_shares_and_marks_a_finite_threshold(ax, generator, threshold):
+    inside, outside = generator.random(200), 2 + generator.random(20)
+    plots.plot_ood(inside, outside, threshold, ax)
+    assert texts_of(ax) == (["chosen: 1.50"] if threshold == 1.5 else []) + ["AUROC 1.000"]
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["like the training's (200)", "others (20)"]
+    assert len(ax.patches) == 2
+    ax.figure.canvas.draw()
+
+
+def test_set_sizes_stack_sets_with_and_without_the_truth(ax):
+    sets = np.zeros((5, 7), bool)
+    sets[0, 0] = sets[1, 1] = sets[2, [2, 3]] = sets[3, 0] = True  # the last one is empty
+    plots.plot_set_sizes(sets, np.array([0, 1, 3, 6, 6]), ax)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == [0, 2, 1] + [1, 1, 0]  # right, then wrong, by size 0, 1, 2
+    assert texts_of(ax) == ["1", "3", "1"]
+    assert ax.get_title(loc="center") == "60.0% covered, 1.00 classes on average"
+
+
 def test_picture_grid_takes_any_kind_of_picture_and_frames_it(generator):
     pictures = [
         Image.new("RGB", (8, 8)),

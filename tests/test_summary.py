@@ -10,13 +10,18 @@ SCORES = {
     "fine_high": 0.9,
     "macro_f1": 0.75,
 }
-METHODS = {name: {"heldout": SCORES} for name in ("prototypes", "baseline", "hybrid")}
+METHODS = {
+    name: {"heldout": SCORES} for name in ("prototypes", "baseline", "reference", "combined")
+}
 RANKING = {"queries": 4, "recall@1": 0.5, "low": 0.2, "high": 0.8}
 RANKING |= {"recall@5": 0.75, "recall@10": 1.0, "mrr": 0.6, "chance": 0.05}
 
 
 def metrics(**retrieval):
-    return {"04_hybrid": {"threshold": 0.5, **METHODS}, "05_retrieval": retrieval}
+    return {
+        "04_hybrid": {"decision": "combined", "threshold": 0.5, **METHODS},
+        "05_retrieval": retrieval,
+    }
 
 
 def test_the_page_tells_scores_answers_and_hashes(tmp_path):
@@ -24,7 +29,7 @@ def test_the_page_tells_scores_answers_and_hashes(tmp_path):
     page = summarise_run(
         "demo", {1: "private"}, {1: {"a.png": 6, "b.png": 0}}, metrics(image=RANKING), tmp_path
     )
-    assert "| hybrid | held-out pictures | 10 | 100.0% (90.0% to 100.0%) | 80.0%" in page
+    assert "| combined | held-out pictures | 10 | 100.0% (90.0% to 100.0%) | 80.0%" in page
     assert "| image | 4 | 0.500 (0.200 to 0.800)" in page
     assert "track 1: 2 answers to the private list, 2 of them distinct" in page
     assert "nose-right 1," in page and "throat 1." in page

@@ -79,6 +79,10 @@ class RunConfig:
     patience: int = 10  # epochs without a better out-of-fold loss before a fold stops
     flip_swap: bool = True  # mirror training pictures and swap their left/right label
     flip_tta: bool = True  # average with the mirrored picture, its classes swapped back
+    # hybrid
+    decision: str = "combined"  # or "reference": its rule of thumb instead of weighed opinions
+    coverage: float = 0.9  # share of pictures whose set of classes shall hold the true one
+    accept_share: float = 0.95  # share of pictures like the training's that is not doubted
     # retrieval
     skip_copies: bool = True  # never answer with a byte-identical copy of the query
 
@@ -147,6 +151,8 @@ def _check(config: RunConfig) -> None:
         "train_batch_size": (2, 4096),
         "label_smoothing": (0.0, 0.5),
         "patience": (1, 1000),
+        "coverage": (0.5, 0.999),
+        "accept_share": (0.5, 0.999),
     }
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
@@ -154,6 +160,8 @@ def _check(config: RunConfig) -> None:
             raise ValueError(f"{name}: expected {low} to {high}, got {value}.")
     if config.precision not in ("auto", "fp32", "fp16", "bf16"):
         raise ValueError(f"precision: expected auto, fp32, fp16 or bf16; got {config.precision!r}.")
+    if config.decision not in ("combined", "reference"):
+        raise ValueError(f"decision: expected combined or reference; got {config.decision!r}.")
     if config.split not in ("auto", "public", "private", "test"):
         raise ValueError(f"split: expected auto, public, private or test; got {config.split!r}.")
     if config.profile != "demo" and not config.data_path:

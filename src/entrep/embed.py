@@ -38,8 +38,8 @@ from entrep.encoders import Encoder
 from entrep.preprocess import mirror
 
 KEEP_EVERY_S = 2.0  # an interrupted run loses this much; each write waits for the disk
-# Activations of larger passes leave a CPU's caches and are mapped in anew each time: for
-# ViT-B/16 on 2 cores 4 to 16 pictures a pass are equally fast, 32 are a tenth slower.
+# Larger passes gain nothing on a CPU: their activations leave its caches. ViT-B/16 on 2 cores
+# takes 4 to 16 pictures a pass equally fast; for tiny networks a handful would be slower.
 MOST_ON_CPU = 16
 OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED")
 
@@ -82,7 +82,8 @@ def embed_pictures(
         paths: N POSIX paths.
         sha256: N digests of the pictures' bytes in the same order; None computes them.
         crop: cut to the lit disc; otherwise the whole frame is kept.
-        batch_size: most pictures a forward pass; halved when memory runs out.
+        batch_size: most pictures a forward pass (on a CPU never above 16); halved when memory
+            runs out.
         workers: processes that decode; 0 decodes in threads of this one, None chooses.
         flip_tta: embed the mirrored picture too and take the mean direction. Mind that this
             erases which side a structure lies on, and left and right are classes here.

@@ -316,7 +316,7 @@ def _resize(network: nn.Module, spec: EncoderSpec) -> None:
             f"image_size: {spec.name} cuts pictures into patches of {patch} px and "
             f"{spec.image_size} is no multiple of that; take {low} or {low + patch}."
         )
-    network.set_input_size(spec.image_size)
+    trunk.set_input_size(spec.image_size)  # open_clip's wrapper cannot in older versions
 
 
 def _tokenizer(home: Path, spec: EncoderSpec) -> object:

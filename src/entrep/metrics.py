@@ -10,6 +10,8 @@ from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
 from entrep.labels import CLASS_NAMES, SITE_NAMES, SITE_OF
 
@@ -254,22 +256,149 @@ def bootstrap_interval(
     >>> low < 0.75 < high
     True
     """
-    values = np.asarray(values, dtype=np.float64)
-    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
-    if values.ndim != 1 or values.shape != groups.shape or not len(values):
-        raise ValueError(
-            f"values has shape {values.shape}, groups {groups.shape}; "
-            "give one group a value, at least one value."
-        )
     if not 0 < level < 1:
         raise ValueError(f"level: expected a share between 0 and 1, got {level}.")
-    _, group = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(group)
-    sums = np.bincount(group, weights=values)
-    drawn = np.random.default_rng(seed).integers(len(sizes), size=(draws, len(sizes)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    means = _bootstrap_means(values, groups, draws=draws, seed=seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def paired_bootstrap(
+    values_a: np.ndarray,
+    values_b: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare the means of two methods on the same pictures, resampling whole groups.
+
+    Args:
+        values_a: (N,) one value a picture of the first method, 0/1 for right or wrong.
+        values_b: (N,) of the second, in the same order.
+        groups: (N,) group of each picture; None: every picture for itself.
+        level: coverage of the interval.
+        draws: resamples.
+        seed: the same seed gives the same numbers.
+
+    Returns:
+        difference (mean of a less mean of b), low and high (`bootstrap_interval`) and p,
+        two-sided: twice the share of resamples on the other side of zero, where a resample
+        at zero is on both sides. It cannot go below 2 / (draws + 1).
+
+    >>> both = paired_bootstrap([1, 1, 1, 1, 0, 1, 1, 1], [1, 0, 1, 0, 0, 0, 1, 0])
+    >>> both["difference"], both["low"] > 0, both["p"] < 0.05
+    (0.5, True, True)
+    """
+    values_a, values_b = np.asarray(values_a, np.float64), np.asarray(values_b, np.float64)
+    if values_a.shape != values_b.shape:
+        raise ValueError(
+            f"values_a has shape {values_a.shape}, values_b {values_b.shape}; "
+            "give both methods' values of the same pictures."
+        )
+    difference = values_a - values_b
+    low, high = bootstrap_interval(difference, groups, level=level, draws=draws, seed=seed)
+    means = _bootstrap_means(difference, groups, draws=draws, seed=seed).round(12)
+    fewer = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    p = min(1.0, 2 * (fewer + 1) / (draws + 1))
+    return {"difference": float(difference.mean()), "low": low, "high": high, "p": float(p)}
+
+
+def mcnemar_test(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, float]:
+    """Exact two-sided McNemar test: is one method right more often on the same pictures?
+
+    Only pictures on which one method is right and the other wrong tell; if the methods were
+    equal, each would be a coin's toss (McNemar 1947, with the exact binomial). It takes
+    pictures as independent; where they come in groups, `paired_bootstrap` does not.
+
+    Args:
+        correct_a: (N,) whether the first method is right, N >= 1.
+        correct_b: (N,) the second, in the same order.
+
+    Returns:
+        only_a and only_b (pictures that only this method has right) and p.
+
+    >>> mcnemar_test([1, 1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0, 0])
+    {'only_a': 5, 'only_b': 0, 'p': 0.0625}
+    """
+    right_a, right_b = np.asarray(correct_a).astype(bool), np.asarray(correct_b).astype(bool)
+    if right_a.shape != right_b.shape or right_a.ndim != 1 or not len(right_a):
+        raise ValueError(
+            f"correct_a has shape {right_a.shape}, correct_b {right_b.shape}; "
+            "give two lists of equal length, at least 1."
+        )
+    only_a = int(np.count_nonzero(right_a & ~right_b))
+    only_b = int(np.count_nonzero(right_b & ~right_a))
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p": p}
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Error rate among the surest pictures, for every share of pictures that is answered.
+
+    El-Yaniv and Wiener, JMLR 11, 2010. Pictures of equal confidence count as if answered in
+    random order (the expected risk), so the order of the rows does not matter.
+
+    Args:
+        confidence: (N,) higher is surer, N >= 1; minus an outlier score serves as well.
+        correct: (N,) whether the answer is right.
+
+    Returns:
+        ((N,) coverage 1/N, 2/N, ..., 1; (N,) risk at that coverage).
+
+    >>> risk_coverage([0.9, 0.8, 0.3], [True, False, True])[1].round(2).tolist()
+    [0.0, 0.5, 0.33]
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
+    if confidence.shape != correct.shape or confidence.ndim != 1 or not len(correct):
+        raise ValueError(
+            f"confidence has shape {confidence.shape}, correct {correct.shape}; "
+            "give one of each a picture, at least one picture."
+        )
+    _, level = np.unique(-confidence, return_inverse=True)  # 0: the surest
+    sizes = np.bincount(level)
+    wrong = np.bincount(level, weights=1.0 - correct.astype(float)) / sizes
+    answered = np.arange(1, len(correct) + 1)
+    return answered / len(correct), np.cumsum(np.repeat(wrong, sizes)) / answered
+
+
+def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Mean of the risk over all coverages of `risk_coverage`: 0 is best, lower is better.
+
+    >>> area_under_risk_coverage([0.9, 0.8, 0.7, 0.6], [True, True, True, False])
+    0.0625
+    """
+    return float(risk_coverage(confidence, correct)[1].mean())
+
+
+def detection_scores(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    """How well an outlier score tells pictures of one kind from pictures of another.
+
+    Args:
+        inside: (N,) scores of pictures like the training's, N >= 1.
+        outside: (M,) scores of others, M >= 1; higher is farther out.
+
+    Returns:
+        auroc, the chance that an outside picture scores above an inside one (ties half);
+        fpr95, the share of outside pictures at or below the score that 95 % of the inside
+        ones do not exceed.
+
+    >>> detection_scores([0.1, 0.2, 0.3, 0.4], [0.35, 0.9])
+    {'auroc': 0.875, 'fpr95': 0.5}
+    """
+    inside, outside = np.asarray(inside, np.float64), np.asarray(outside, np.float64)
+    if not len(inside) or not len(outside):
+        raise ValueError(
+            f"there are {len(inside)} scores inside and {len(outside)} outside; "
+            "give at least one of each."
+        )
+    kind = np.repeat([0, 1], [len(inside), len(outside)])
+    threshold = np.quantile(inside, 0.95, method="higher")
+    return {
+        "auroc": float(roc_auc_score(kind, np.concatenate([inside, outside]))),
+        "fpr95": float(np.mean(outside <= threshold)),
+    }
 
 
 def score_by_part(pictures: pd.DataFrame, predicted: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
@@ -380,6 +509,24 @@ def expected_calibration_error(probs: np.ndarray, target: np.ndarray, bins: int 
     table = reliability_table(probs, target, bins)
     gap = (table["confidence"] - table["accuracy"]).abs()
     return float(np.average(gap, weights=table["count"]))
+
+
+def _bootstrap_means(
+    values: np.ndarray, groups: np.ndarray | None, *, draws: int, seed: int
+) -> np.ndarray:
+    """(draws,) means of `values` (N,), groups drawn with replacement."""
+    values = np.asarray(values, dtype=np.float64)
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    if values.ndim != 1 or values.shape != groups.shape or not len(values):
+        raise ValueError(
+            f"values has shape {values.shape}, groups {groups.shape}; "
+            "give one group a value, at least one value."
+        )
+    _, group = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group)
+    sums = np.bincount(group, weights=values)
+    drawn = np.random.default_rng(seed).integers(len(sizes), size=(draws, len(sizes)))
+    return sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
 
 
 def _precision_recall_f1(

@@ -8,7 +8,7 @@ eyes, and wherever colour carries a meaning a label, a marker or a line style ca
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,14 @@ from PIL import Image
 
 from entrep.artifacts import atomic_path
 from entrep.labels import CLASS_NAMES, SITE_OF
-from entrep.metrics import confusion_matrix, expected_calibration_error, reliability_table
+from entrep.metrics import (
+    area_under_risk_coverage,
+    confusion_matrix,
+    detection_scores,
+    expected_calibration_error,
+    reliability_table,
+    risk_coverage,
+)
 
 CLASS_COLOURS = dict(
     zip(
@@ -377,6 +384,90 @@ def plot_reliability(probs: np.ndarray, target: np.ndarray, ax: Axes, *, bins: i
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set_xlabel("confidence (dots: bins, larger with more pictures)")
     _percent_axis(ax, "accuracy")
+    return ax
+
+
+def plot_risk_coverage(methods: Mapping[str, tuple[np.ndarray, np.ndarray]], ax: Axes) -> Axes:
+    """Draw how often each method errs on the share of pictures that it is surest of.
+
+    Args:
+        methods: of each name, in the order of the legend, (N,) confidence and (N,) whether
+            the answer is right; at most five. The area under each line stands in the legend.
+        ax: where to draw.
+    """
+    colours = sns.color_palette("mako", len(methods) + 1)[: len(methods)]
+    dashes = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (9, 3)))
+    highest = 0.0
+    for (name, (confidence, correct)), colour, dash in zip(
+        methods.items(), colours, dashes, strict=False
+    ):
+        coverage, risk = risk_coverage(confidence, correct)
+        area = area_under_risk_coverage(confidence, correct)
+        ax.plot(coverage, risk, color=colour, ls=dash, lw=1.8, label=f"{name} ({area:.4f})")
+        highest = max(highest, float(risk.max()))
+    ax.set_xlim(0, 1.02)
+    ax.set_ylim(0, max(1.08 * highest, 0.01))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_xlabel("share of pictures that are answered, the surest first")
+    _percent_axis(ax, "wrong among them", decimals=1)
+    ax.legend(title="method (area)", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+def plot_ood(inside: np.ndarray, outside: np.ndarray, threshold: float, ax: Axes) -> Axes:
+    """Compare outlier scores of pictures like the training's with those of others.
+
+    Args:
+        inside: (N,) scores, N >= 1.
+        outside: (M,) scores, M >= 1.
+        threshold: above it a picture is doubted; infinity is not drawn.
+        ax: where to draw.
+    """
+    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=30)
+    for scores, colour, name in (
+        (inside, COARSE, "like the training's"),
+        (outside, WRONG, "others"),
+    ):
+        style = {"facecolor": colour, "alpha": 0.6, "edgecolor": colour}
+        hatch = "///" if scores is outside else None
+        shares = np.full(len(scores), 1 / len(scores))
+        label = f"{name} ({len(scores)})"
+        ax.hist(scores, edges, weights=shares, histtype="stepfilled", hatch=hatch, **style)
+        ax.plot([], [], color=colour, lw=6, alpha=0.6, label=label)
+    if np.isfinite(threshold):
+        _mark_chosen(ax, threshold)
+    auroc = detection_scores(inside, outside)["auroc"]
+    ax.text(0.98, 0.93, f"AUROC {auroc:.3f}", transform=ax.transAxes, fontsize=9.5, ha="right")
+    ax.set_xlabel("outlier score")
+    _percent_axis(ax, "share of the pictures")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+def plot_set_sizes(sets: np.ndarray, target: np.ndarray, ax: Axes) -> Axes:
+    """Count prediction sets by how many classes they hold, and by whether they hold the truth.
+
+    Args:
+        sets: (N, C) bool, N >= 1.
+        target: (N,) true class indices.
+        ax: where to draw.
+    """
+    sizes = sets.sum(axis=1)
+    covered = sets[np.arange(len(target)), target]
+    places = np.arange(max(int(sizes.max()), 1) + 1)
+    right = np.bincount(sizes[covered], minlength=len(places))
+    wrong = np.bincount(sizes[~covered], minlength=len(places))
+    ax.bar(places, right, width=0.6, color=FINE, label="holds the true class")
+    ax.bar(places, wrong, width=0.6, bottom=right, color=WRONG, hatch="///", label="does not")
+    for place, count in zip(places, right + wrong, strict=True):
+        ax.text(place, count, f"{count}", ha="center", va="bottom", fontsize=9)
+    ax.set_xticks(places)
+    ax.margins(y=0.1)
+    ax.set_title(f"{covered.mean():.1%} covered, {sizes.mean():.2f} classes on average")
+    ax.set_xlabel("classes in the set (0: conforms to none)")
+    ax.set_ylabel("pictures")
+    ax.grid(axis="y")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return ax
 
 

@@ -30,14 +30,19 @@ def summarise_run(
     hybrid, retrieval = metrics["04_hybrid"], metrics["05_retrieval"]
     lines = [f"# Run summary ({profile})", "", "## Classification", ""]
     lines += ["| method | on | pictures | coarse | fine | macro F1 |", "|---|---|--:|--:|--:|--:|"]
-    for method in ("prototypes", "baseline", "hybrid"):
+    for method in ("prototypes", "baseline", "reference", "combined"):
         for part, where in PARTS.items():
             if scores := hybrid[method].get(part):
                 lines.append(
                     f"| {method} | {where} | {scores['pictures']} | {_share(scores, 'coarse')} "
                     f"| {_share(scores, 'fine')} | {scores['macro_f1']:.3f} |"
                 )
-    lines += ["", f"The prototypes' site is believed from {hybrid['threshold']:.2f} on.", ""]
+    lines += [
+        "",
+        f"Submitted: {hybrid['decision']}. The reference's rule believes the prototypes' ",
+    ]
+    lines[-1] += f"site from {hybrid['threshold']:.2f} on."
+    lines += [""]
     lines += ["## Retrieval on the training pairs and phrases", ""]
     if retrieval:
         lines += ["| query | queries | R@1 | R@5 | R@10 | MRR | chance R@1 |"]
