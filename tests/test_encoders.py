@@ -250,7 +250,7 @@ def test_timms_networks_agree_with_timm(tmp_path, name, architecture, arguments)
 
 def test_effnet_lite0_agrees_with_timm():
     network, _, _ = load_backbone("effnet-lite0")
-    # timm's settings are of its own weights; these come from a package that documents others.
+    # The normalisation is ours for these weights, not that of timm's own file.
     settings = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     compare_with_timm(network, load_encoder("effnet-lite0", device="cpu"), **settings)
 

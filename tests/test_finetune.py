@@ -207,6 +207,79 @@ def test_a_loss_that_is_not_finite_stops_training(study):
         finetune.train_fold(prepared, target, fold == 0, options=options, device=CPU, seed=0)
 
 
+@pytest.mark.parametrize("batches", [1, 4, 5])
+def test_a_killed_training_goes_on_to_the_same_weights(study, tmp_path, monkeypatch, batches):
+    prepared, target, fold, sha256 = study
+    options = dataclasses.replace(OPTIONS, epochs=4, patience=0)
+    monkeypatch.setattr(finetune, "KEEP_EVERY_S", 0)
+
+    def run(folder):
+        networks, history = finetune.cross_validate(
+            folder, prepared, target, fold, sha256, options=options, device=CPU, seed=0
+        )
+        return [network.state_dict() for network in networks], history
+
+    expected, history = run(tmp_path / "whole")
+    loss, calls = finetune.multi_task_loss, []
+
+    def kill(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3 * batches:  # somewhere in an epoch of the first fold
+            raise KeyboardInterrupt
+        return loss(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "multi_task_loss", kill)
+        run(tmp_path / "killed")
+    found, history_again = run(tmp_path / "killed")
+    for one, other in zip(expected, found, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    np.testing.assert_allclose(history, history_again, atol=1e-6)  # a table holds 6 decimals
+    assert not list((tmp_path / "killed").glob("*.pt"))
+
+
+def test_a_kept_state_of_another_training_is_passed_over(study, tmp_path):
+    prepared, target, fold, _ = study
+    arguments = (prepared, target, fold == 0)
+    state = tmp_path / "fold0.pt"
+    training = finetune._Training(finetune.build_network("demo-dino", 56), OPTIONS, target)
+    training.save(state, "of another seed")
+    given = {"options": OPTIONS, "device": CPU, "seed": 0}
+    fresh = finetune.train_fold(*arguments, **given)[0].state_dict()
+    found = finetune.train_fold(*arguments, **given, kept=state, key="mine")[0].state_dict()
+    assert all(torch.equal(fresh[name], found[name]) for name in fresh)
+    state.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"fold0\.pt is damaged"):
+        finetune.train_fold(*arguments, **given, kept=state, key="mine")
+
+
+def test_when_time_is_up_training_ends_cleanly_and_goes_on_next_time(study, tmp_path, capsys):
+    prepared, target, fold, sha256 = study
+    options = dataclasses.replace(OPTIONS, epochs=3, patience=0)
+    arguments = (prepared, target, fold, sha256)
+    given = {"options": options, "device": CPU, "seed": 0}
+    whole, _ = finetune.cross_validate(tmp_path / "whole", *arguments, **given)
+    folder = tmp_path / "short"
+    networks, history = finetune.cross_validate(folder, *arguments, **given, budget_s=0)
+    assert history.groupby("fold").size().tolist() == [1, 1]
+    assert "fold 0: time is up after 1 of 3 epochs" in capsys.readouterr().out
+    assert finetune.predict_all(networks, prepared, fold).shape == (28, 14)
+    assert not list(folder.glob("*.safetensors"))  # an unfinished fold is not taken for a whole one
+    networks, _ = finetune.cross_validate(folder, *arguments, **given)
+    for one, other in zip(whole, networks, strict=True):
+        one, other = one.state_dict(), other.state_dict()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_network_with_one_answer_for_everything_stops_training():
+    classes = np.arange(7)
+    same, varied = np.zeros((7, 14), np.float32), np.eye(7, 14, dtype=np.float32)
+    finetune._check_collapse(same, classes, epoch=2, epochs=10, name="fold 0")  # too early to say
+    finetune._check_collapse(varied, classes, epoch=9, epochs=10, name="fold 0")
+    with pytest.raises(RuntimeError, match="every picture the same answer; lower learning_rate"):
+        finetune._check_collapse(same, classes, epoch=9, epochs=10, name="fold 0")
+
+
 @pytest.mark.gpu
 def test_a_gpu_predicts_what_the_cpu_does(study):
     torch.manual_seed(0)

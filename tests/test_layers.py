@@ -18,7 +18,7 @@ LAYERS = (
     ("encoders", "decode"),
     ("embed", "packs"),
     ("prototypes", "finetune", "hybrid", "trust", "retrieval"),
-    ("submission", "plots", "pretrain", "summary", "notebook"),
+    ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
     ("runner",),
     ("cli",),
     ("__main__",),

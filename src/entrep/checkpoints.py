@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import (
-    convert_to_custom_text_state_dict,
-    resize_pos_embed,
-    resize_text_pos_embed,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # What a training script wraps around the tensors, from the outside in.
 _WRAPPERS = ("model_ema", "teacher", "state_dict", "model", "module", "network")
-# What it puts before their names; the longest that fits is taken off.
+# What it puts before their names; the one that most of them begin with is taken off.
 _PREFIXES = ("_orig_mod.", "module.", "model.", "teacher.", "student.", "backbone.", "encoder.")
 # A network's classifier may differ from the file's, or be missing there.
 _CLASSIFIER = re.compile(r"^(head|head_dist|fc|classifier)\.(fc\.)?(weight|bias)$")
@@ -204,6 +198,13 @@ def _adapt(
     before = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     # open_clip wraps a timm network of its own: the class's home tells which library it is.
     if type(model).__module__.startswith("open_clip."):
+        from open_clip.convert import convert_state_dict
+        from open_clip.model import (
+            convert_to_custom_text_state_dict,
+            resize_pos_embed,
+            resize_text_pos_embed,
+        )
+
         weights = convert_state_dict(model, weights)
         if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
             weights = convert_to_custom_text_state_dict(weights)

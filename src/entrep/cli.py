@@ -98,6 +98,22 @@ def _check_submission(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from entrep.artifacts import write_json
+    from entrep.config import describe_config, load_config
+    from entrep.evaluate import describe_evaluation, evaluate
+    from entrep.runner import parse_parameters
+
+    given = {"data_path": options.data, "work_dir": options.out, "folds": options.folds}
+    config = load_config(options.profile, **{**given, **parse_parameters(options.parameters)})
+    print(describe_config(config))
+    found = evaluate(config, repeats=options.repeats)
+    print(describe_evaluation(found))
+    if options.json:
+        write_json(options.json, found)
+    return 0
+
+
 def _models_list(options: argparse.Namespace) -> int:
     from entrep.registry import ENCODERS, OPEN_NAMES, find_packs
 
@@ -191,6 +207,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--force", action="store_true", help="run even what has not changed")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
+
+    sub = command("evaluate", _evaluate, "Score frozen features, the reference and ours.")
+    sub.add_argument("--data", required=True, metavar="DIR", help="folder with labelled pictures")
+    sub.add_argument("--profile", default="mini", help="mini (default) or full")
+    sub.add_argument("--folds", type=int, default=5, help="of a cross-validation (5)")
+    sub.add_argument("--repeats", type=int, default=2, help="cross-validations (2)")
+    sub.add_argument("--json", default="", metavar="FILE", help="write the scores here too")
+    sub.add_argument("--out", default="runs/evaluate", metavar="DIR", help="(runs/evaluate)")
+    sub.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
 
     sub = command("phantom", _phantom, "Draw a data set in the challenge's layout.")
     sub.add_argument("folder", metavar="DIR", help="new or empty folder")

@@ -76,7 +76,8 @@ class RunConfig:
     weight_decay: float = 0.05
     train_batch_size: int = 32
     label_smoothing: float = 0.05
-    patience: int = 10  # epochs without a better out-of-fold loss before a fold stops
+    patience: int = 10  # epochs without a better out-of-fold loss before a fold stops; 0: never
+    time_budget_min: float = 0.0  # minutes for all training, ended cleanly; 0: as long as it takes
     flip_swap: bool = True  # mirror training pictures and swap their left/right label
     flip_tta: bool = True  # average with the mirrored picture, its classes swapped back
     # hybrid
@@ -150,7 +151,8 @@ def _check(config: RunConfig) -> None:
         "weight_decay": (0.0, 1.0),
         "train_batch_size": (2, 4096),
         "label_smoothing": (0.0, 0.5),
-        "patience": (1, 1000),
+        "patience": (0, 1000),
+        "time_budget_min": (0.0, 1e6),
         "coverage": (0.5, 0.999),
         "accept_share": (0.5, 0.999),
     }

@@ -8,12 +8,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
-import open_clip
 import timm
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -160,9 +159,9 @@ def load_encoder(
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         model = model.to(memory_format=torch.channels_last)
     model = model.eval().requires_grad_(False).to(target, dtype)
-    versions = [torch.__version__, timm.__version__, open_clip.__version__]
+    versions = [torch.__version__, timm.__version__, version("open_clip_torch")]
     if home and (home / TEXT_FOLDER).is_dir():
-        versions.append(transformers.__version__)
+        versions.append(version("transformers"))
     pixels = [spec.image_size, spec.mean, spec.std]
     fingerprint = sha256_json([identity, pixels, str(dtype), versions])
     tokenizer = _tokenizer(home, spec) if spec.family == "joint" else None
@@ -249,6 +248,8 @@ def build_network(spec: EncoderSpec, config: dict, text: Path | None = None) -> 
             eps = arguments.pop("norm_eps")
             arguments["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=eps)
         return timm.create_model(spec.architecture, pretrained=False, num_classes=0, **arguments)
+    import open_clip  # takes seconds, and only joint networks need it
+
     model = copy.deepcopy(config["model_cfg"])
     tower = model["text_cfg"]
     if "timm_model_name" in model["vision_cfg"]:
@@ -320,6 +321,8 @@ def _resize(network: nn.Module, spec: EncoderSpec) -> None:
 
 
 def _tokenizer(home: Path, spec: EncoderSpec) -> object:
+    import open_clip
+
     tower = read_json(home / CONFIG_FILE[spec.library])["model_cfg"]["text_cfg"]
     length = tower.get("context_length", 77)
     options = tower.get("tokenizer_kwargs", {})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from entrep.artifacts import atomic_path, read_table, sha256_json, write_table
+from entrep.config import RunConfig
 from entrep.encoders import feature_width, load_backbone, pooled_features
 from entrep.labels import CLASS_NAMES, FINE_PAIRS, FINE_SITES, MIRROR_CLASS, SITE_NAMES, SITE_OF
 from entrep.preprocess import as_batch, mirror, mirror_classes, normalise, training_augmentation
 from entrep.registry import pack_digest
+
+KEEP_EVERY_S = 30.0  # a killed training loses this much and an epoch
 
 # Columns of the network's output: logits of the classes, of the sites, and of "the second
 # class of the site's pair" (nose left, ear left, cords closed).
@@ -50,10 +56,28 @@ class TrainingOptions:
     weight_decay: float
     batch_size: int
     label_smoothing: float
-    patience: int
+    patience: int  # 0: no early stopping, the last epoch counts
     flip_swap: bool
     crop: bool = True  # how the pictures were prepared
     weights_dir: str = ""
+
+
+def options_of(config: RunConfig, *, patience: int | None = None) -> TrainingOptions:
+    """The training part of a run's configuration; `patience` None takes the configuration's."""
+    return TrainingOptions(
+        backbone=config.backbone,
+        image_size=config.image_size,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        layer_decay=config.layer_decay,
+        weight_decay=config.weight_decay,
+        batch_size=config.train_batch_size,
+        label_smoothing=config.label_smoothing,
+        patience=config.patience if patience is None else patience,
+        flip_swap=config.flip_swap,
+        crop=config.crop,
+        weights_dir=config.weights_dir,
+    )
 
 
 class SharedNetwork(nn.Module):
@@ -180,8 +204,14 @@ def train_fold(
     device: torch.device,
     seed: int,
     name: str = "fold",
-) -> tuple[SharedNetwork, pd.DataFrame]:
+    kept: Path | None = None,
+    key: str = "",
+    budget_s: float = math.inf,
+) -> tuple[SharedNetwork, pd.DataFrame, bool]:
     """Train on the pictures outside `validation`, stop early on the loss of those inside.
+
+    With the same seed, threads and machine the weights are the same to the last bit, also when
+    the training was killed in between and went on from `kept`.
 
     Args:
         prepared: (N, S, S, 3) uint8 development pictures.
@@ -191,81 +221,178 @@ def train_fold(
         device: where to train.
         seed: of the head's weights, the order and the augmentation.
         name: what the progress bar calls this training.
+        kept: file that keeps the state between epochs, every `KEEP_EVERY_S` seconds; a
+            training of the same `key` goes on from it. None keeps nothing.
+        key: see `fold_key`.
+        budget_s: seconds after which the training ends with what it has.
 
     Returns:
-        (network with the averaged weights of the best epoch, history with one row an epoch:
-        epoch, train_loss, validation_loss, best).
+        (network with the averaged weights of the best epoch, or with `patience` 0 of the last
+        one; history with one row an epoch: epoch, train_loss, validation_loss, best; whether
+        the training came to its end, not to that of its budget).
 
     Raises:
         FloatingPointError: if the loss is not finite.
+        RuntimeError: if the network gives every picture the same answer when it should not.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_network(
             options.backbone, options.image_size, weights_dir=options.weights_dir
         ).to(device)
-        return _train(network, prepared, class_index, validation, options, device, name)
+        training = _Training(network, options, class_index[~validation])
+        if kept is not None and kept.is_file():
+            training.load(kept, key)
+        whole = _train(
+            training,
+            prepared,
+            class_index,
+            validation,
+            name,
+            kept,
+            key,
+            time.monotonic() + budget_s,
+        )
+    network.load_state_dict(training.best_state)
+    table = pd.DataFrame(training.history)
+    best = (table["epoch"] == training.best_epoch).astype(int)
+    return network, table.assign(best=best), whole
+
+
+class _Training:
+    """All that changes in the course of a training, as it is kept between epochs."""
+
+    def __init__(self, network: SharedNetwork, options: TrainingOptions, class_index: np.ndarray):
+        self.network, self.options = network, options
+        self.device = next(network.parameters()).device
+        self.steps = -(-len(class_index) // options.batch_size)
+        self.optimizer, self.scheduler = _optimisation(network, options, self.steps)
+        # The average forgets within about two epochs, so that early stopping sees the present.
+        self.average = ModelEmaV3(network, decay=max(0.5, 1 - 1 / (2 * self.steps)))
+        self.weight = torch.from_numpy(class_weights(class_index)).to(self.device)
+        self.history: list[dict[str, float]] = []
+        self.best_loss, self.best_epoch = math.inf, 0
+        self.best_state: dict[str, Tensor] = {}
+
+    def save(self, file: Path, key: str) -> None:
+        """Write the state, atomically."""
+        state = {
+            "key": key,
+            "network": self.network.state_dict(),
+            "average": self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "history": self.history,
+            "best": [self.best_loss, self.best_epoch, self.best_state],
+        }
+        with atomic_path(file) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, file: Path, key: str) -> None:
+        """Go on from a state of the same key; any other one is passed over."""
+        try:
+            state = torch.load(file, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it and run again.") from error
+        if state.get("key") != key:
+            return
+        self.network.load_state_dict(state["network"])
+        self.average.module.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"].cpu())
+        self.history = state["history"]
+        self.best_loss, self.best_epoch, self.best_state = state["best"]
 
 
 def _train(
-    network: SharedNetwork,
+    training: _Training,
     prepared: np.ndarray,
     class_index: np.ndarray,
     validation: np.ndarray,
-    options: TrainingOptions,
-    device: torch.device,
     name: str,
-) -> tuple[SharedNetwork, pd.DataFrame]:
+    kept: Path | None,
+    key: str,
+    deadline: float,
+) -> bool:
+    """Train to the end, from wherever `training` stands; False if the deadline came first."""
+    options, average = training.options, training.average
     rows = torch.from_numpy(np.flatnonzero(~validation))
     pictures, target = as_batch(prepared), torch.from_numpy(class_index)
-    weight = torch.from_numpy(class_weights(class_index[~validation])).to(device)
-    steps = -(-len(rows) // options.batch_size)
-    optimizer, scheduler = _optimisation(network, options, steps)
-    # The average forgets within about two epochs, so that early stopping sees the present.
-    average = ModelEmaV3(network, decay=max(0.5, 1 - 1 / (2 * steps)))
+    done, saved = len(training.history), time.monotonic()
+    with tqdm(total=options.epochs, initial=done, desc=name, unit="epoch") as bar:
+        for epoch in range(done, options.epochs):
+            started = time.monotonic()
+            train_loss = _train_epoch(training, epoch, rows, pictures, target, name)
+            logits = predict_logits(average.module, prepared[validation], flip_tta=False)
+            loss = multi_task_loss(
+                torch.from_numpy(logits), target[validation], training.weight.cpu()
+            ).item()
+            _check_collapse(logits, class_index[validation], epoch, options.epochs, name)
+            training.history.append(
+                {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss}
+            )
+            if loss < training.best_loss or not options.patience:
+                training.best_loss, training.best_epoch = loss, epoch
+                state = average.module.state_dict()
+                training.best_state = {k: v.detach().clone() for k, v in state.items()}
+            bar.update()
+            bar.set_postfix(validation_loss=f"{loss:.3f}", best=f"{training.best_loss:.3f}")
+            if options.patience and epoch - training.best_epoch >= options.patience:
+                break
+            now = time.monotonic()
+            short = now + (now - started) > deadline and epoch + 1 < options.epochs
+            if kept is not None and (short or now - saved > KEEP_EVERY_S):
+                training.save(kept, key)
+                saved = now
+            if short:
+                print(f"{name}: time is up after {epoch + 1} of {options.epochs} epochs.")
+                return False
+    return True
+
+
+def _train_epoch(
+    training: _Training, epoch: int, rows: Tensor, pictures: Tensor, target: Tensor, name: str
+) -> float:
+    """One pass over the pictures in `rows`; their mean loss."""
+    options, network = training.options, training.network
     augment = training_augmentation()
-    history: list[dict[str, float]] = []
-    best_loss, best_state = float("inf"), {}
-    bar = tqdm(range(options.epochs), name, unit="epoch")
-    for epoch in bar:
-        network.train()
-        losses = []
-        for step, chosen in enumerate(rows[torch.randperm(len(rows))].split(options.batch_size)):
-            batch = torch.stack([augment(pictures[row]) for row in chosen])
-            answers = target[chosen]
-            if options.flip_swap:
-                batch, answers = mirror_half(batch, answers)
-            logits, answers = network(batch.to(device)), answers.to(device)
-            loss = multi_task_loss(logits, answers, weight, label_smoothing=options.label_smoothing)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"{name}: the loss is {loss.item()} in epoch {epoch}; "
-                    "lower learning_rate or look for broken pictures."
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            average.update(network)
-            scheduler.step_update(epoch * steps + step + 1)
-            losses.append(loss.item())
-        validation_loss = _validation_loss(
-            average.module, prepared[validation], class_index[validation], weight
+    network.train()
+    losses = []
+    for step, chosen in enumerate(rows[torch.randperm(len(rows))].split(options.batch_size)):
+        batch = torch.stack([augment(pictures[row]) for row in chosen])
+        answers = target[chosen]
+        if options.flip_swap:
+            batch, answers = mirror_half(batch, answers)
+        logits, answers = network(batch.to(training.device)), answers.to(training.device)
+        loss = multi_task_loss(
+            logits, answers, training.weight, label_smoothing=options.label_smoothing
         )
-        better = validation_loss < best_loss
-        history.append(
-            {"epoch": epoch, "train_loss": np.mean(losses), "validation_loss": validation_loss}
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{name}: the loss is {loss.item()} in epoch {epoch}; "
+                "lower learning_rate or look for broken pictures."
+            )
+        training.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        training.optimizer.step()
+        training.average.update(network)
+        training.scheduler.step_update(epoch * training.steps + step + 1)
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def _check_collapse(
+    logits: np.ndarray, class_index: np.ndarray, epoch: int, epochs: int, name: str
+) -> None:
+    """Stop a training whose network gives all pictures one answer in its second half."""
+    tried = epoch >= max(5, epochs // 2)
+    differ = len(set(class_index.tolist())) > 2
+    if tried and differ and np.ptp(to_probs(logits)[:, CLASSES], axis=0).max() < 0.01:
+        raise RuntimeError(
+            f"{name}: after {epoch + 1} epochs the network gives every picture the same answer; "
+            "lower learning_rate, or look whether labels and pictures belong together."
         )
-        if better:
-            best_loss, best_epoch = validation_loss, epoch
-            best_state = {k: v.detach().clone() for k, v in average.module.state_dict().items()}
-        bar.set_postfix(validation_loss=f"{validation_loss:.3f}", best=f"{best_loss:.3f}")
-        if epoch - best_epoch >= options.patience:
-            break
-    bar.close()
-    network.load_state_dict(best_state)
-    table = pd.DataFrame(history)
-    return network, table.assign(best=(table["epoch"] == best_epoch).astype(int))
 
 
 def mirror_half(batch: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,13 +424,6 @@ def _optimisation(
     return optimizer, scheduler
 
 
-def _validation_loss(
-    network: nn.Module, prepared: np.ndarray, class_index: np.ndarray, weight: Tensor
-) -> float:
-    logits = torch.from_numpy(predict_logits(network, prepared, flip_tta=False))
-    return multi_task_loss(logits, torch.from_numpy(class_index), weight.cpu()).item()
-
-
 def cross_validate(
     folder: str | Path,
     prepared: np.ndarray,
@@ -314,11 +434,13 @@ def cross_validate(
     options: TrainingOptions,
     device: torch.device,
     seed: int,
+    budget_s: float = math.inf,
 ) -> tuple[list[SharedNetwork], pd.DataFrame]:
     """Train one network a fold; a fold whose checkpoint in `folder` fits is loaded instead.
 
     Args:
-        folder: where `fold<i>.safetensors` and `fold<i>.csv` (its history) are kept.
+        folder: where `fold<i>.safetensors` and `fold<i>.csv` (its history) are kept, and
+            `fold<i>.pt` while it trains.
         prepared: (N, S, S, 3) uint8 of all pictures.
         class_index: (N,) ints; read for development pictures only.
         fold: (N,) ints, -1 for pictures outside development.
@@ -326,6 +448,8 @@ def cross_validate(
         options: see `TrainingOptions`.
         device: where to train.
         seed: fold i trains with seed + i.
+        budget_s: seconds for all folds together, shared out evenly. A fold that runs out of
+            it gives the weights it has; the next call goes on from there.
 
     Returns:
         (networks in fold order, histories with a column `fold`).
@@ -333,17 +457,20 @@ def cross_validate(
     folder, rows = Path(folder), fold >= 0
     content = [f"{d}:{c}:{f}" for d, c, f in zip(sha256, class_index, fold, strict=True) if f >= 0]
     networks, histories = [], []
-    known = {f"fold{number}" for number in range(fold.max() + 1)}
+    start, count = time.monotonic(), int(fold.max()) + 1
+    known = {f"fold{number}" for number in range(count)}
     for path in folder.glob("fold*"):
         if path.stem not in known:
             path.unlink()  # of an earlier run with more folds
-    for number in range(fold.max() + 1):
+    for number in range(count):
         checkpoint, table = folder / f"fold{number}.safetensors", folder / f"fold{number}.csv"
         key = fold_key(options, content, seed, number)
         if checkpoint_metadata(checkpoint).get("key") == key and table.is_file():
             network, history = load_checkpoint(checkpoint, device), read_table(table)
         else:
-            network, history = train_fold(
+            kept = folder / f"fold{number}.pt"
+            left = budget_s - (time.monotonic() - start)
+            network, history, whole = train_fold(
                 prepared[rows],
                 class_index[rows],
                 fold[rows] == number,
@@ -351,9 +478,14 @@ def cross_validate(
                 device=device,
                 seed=seed + number,
                 name=f"fold {number}",
+                kept=kept,
+                key=key,
+                budget_s=max(0.0, left) / (count - number),
             )
-            write_table(table, history)
-            save_checkpoint(checkpoint, network, options, key)
+            if whole:
+                write_table(table, history)
+                save_checkpoint(checkpoint, network, options, key)
+                kept.unlink(missing_ok=True)
         networks.append(network)
         histories.append(history.assign(fold=number))
     return networks, pd.concat(histories, ignore_index=True)
