@@ -1,6 +1,6 @@
 """How fast pictures become embeddings, next to what the network alone and the decoder can do.
 
-    python benchmarks/embedding_rate.py [--data DIR] [--rounds 5] [--pictures 32]
+    python benchmarks/embedding_rate.py [--data DIR] [--rounds 3] [--pictures 64]
 
 CPU: ViT-B/16 at 224 px in float32. The bare network on ready tensors, the engine from PNG files
 to the matrix, and the loop of typical notebooks (open, transform, one picture a pass) take turns
@@ -243,8 +243,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder with PNG files (default: phantoms)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=32, help="a round on the CPU (32)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=64, help="a round on the CPU (64)")
     parser.add_argument("--batch-size", type=int, default=128, help="on the GPU (128)")
     options = parser.parse_args()
     print(f"python benchmarks/embedding_rate.py {' '.join(sys.argv[1:])}\n")

@@ -386,7 +386,14 @@ def test_a_stopped_run_leaves_nothing_half_written_and_resumes(start, notebooks,
     out = tmp_path / "run"
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", CALL, here, str(out), str(notebooks)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and their children inherit that.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (out / "01_first" / "reached").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
