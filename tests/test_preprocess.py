@@ -12,7 +12,6 @@ from entrep.preprocess import (
     mirror_classes,
     normalise,
     prepare_picture,
-    prepare_pictures,
     training_augmentation,
 )
 
@@ -36,23 +35,12 @@ def test_a_picture_is_prepared_with_and_without_the_crop(tmp_path):
     for crop, square in ((True, cropped), (False, whole)):
         prepared = prepare_picture(tmp_path / "a.png", 32, crop=crop)
         np.testing.assert_array_equal(prepared, np.asarray(square.resize(**size)))
-        together = prepare_pictures(tmp_path, ["a.png"], 32, crop=crop, progress=False)
-        np.testing.assert_array_equal(together[0], prepared)
 
 
 def test_the_crop_is_the_default(tmp_path):
     disc_picture(radius=120).save(tmp_path / "a.png")
     path = tmp_path / "a.png"
     np.testing.assert_array_equal(prepare_picture(path, 32), prepare_picture(path, 32, crop=True))
-
-
-def test_pictures_are_prepared_in_the_order_given(tmp_path):
-    for name, colour in (("a.png", (250, 0, 0)), ("b.png", (0, 250, 0))):
-        disc_picture(colour=colour).save(tmp_path / name)
-    prepared = prepare_pictures(tmp_path, ["b.png", "a.png"], 32, workers=2)
-    assert prepared.shape == (2, 32, 32, 3) and prepared.dtype == np.uint8
-    assert prepared[:, 16, 16].tolist() == [[0, 250, 0], [250, 0, 0]]
-    np.testing.assert_array_equal(prepared[1], prepare_picture(tmp_path / "a.png", 32))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
@@ -62,7 +50,7 @@ def test_an_unreadable_picture_raises_and_is_never_replaced(tmp_path, content):
     with pytest.raises(ValueError, match=r"broken\.png: not a readable picture"):
         load_picture(path)
     with pytest.raises(ValueError, match="not a readable picture"):
-        prepare_pictures(tmp_path, ["broken.png"], 32)
+        prepare_picture(path, 32)
 
 
 def test_a_truncated_picture_raises(tmp_path):

@@ -153,7 +153,7 @@ def cached_pixels(
     on_error: str = "stop",
     progress: bool = True,
 ) -> np.ndarray:
-    """`prepare_pictures`, kept in `folder` and mapped into memory: (N, size, size, 3) uint8.
+    """Prepared pictures, kept in `folder` and mapped into memory: (N, size, size, 3) uint8.
 
     For another encoder of the same input size, or for training. The file belongs to exactly
     these pictures in this order, by content. Nothing ever deletes it.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from entrep.disc import crop_disc, crop_square
 from entrep.labels import MIRROR_CLASS
@@ -46,35 +43,6 @@ def prepare_picture(path: str | Path, size: int, *, crop: bool = True) -> np.nda
     picture = load_picture(path)
     square = crop_disc(picture) if crop else crop_square(picture, (0, 0, *picture.size))
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
-
-
-def prepare_pictures(
-    root: str | Path,
-    paths: Sequence[str],
-    size: int,
-    *,
-    crop: bool = True,
-    workers: int | None = None,
-    progress: bool = True,
-) -> np.ndarray:
-    """Prepare many pictures in threads, in the order given: (N, size, size, 3) uint8.
-
-    Args:
-        root: folder that `paths` are relative to.
-        paths: N POSIX paths.
-        size: pixels a side.
-        crop: cut to the lit disc; otherwise the whole frame is kept, made square with black.
-        workers: threads; None takes one a core.
-        progress: show a progress bar.
-    """
-    root = Path(root)
-    prepared = np.empty((len(paths), size, size, 3), np.uint8)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        done = pool.map(lambda path: prepare_picture(root / path, size, crop=crop), paths)
-        bar = tqdm(done, "pictures", len(paths), unit="picture", disable=not progress)
-        for row, picture in enumerate(bar):
-            prepared[row] = picture
-    return prepared
 
 
 def as_batch(prepared: np.ndarray) -> Tensor:
