@@ -86,7 +86,7 @@ def test_processes_fill_one_store_at_once(tmp_path):
 def test_a_killed_writer_leaves_the_whole_writes(tmp_path):
     store = VectorStore(tmp_path, "name", 0)
     store.write(vectors("a"))
-    pid = os.fork() if hasattr(os, "fork") else pytest.skip("this system cannot fork")
+    pid = os.fork() if hasattr(os, "fork") else pytest.skip("runs where processes can fork")
     if not pid:
         connection = sqlite3.connect(store.file, isolation_level=None)
         connection.execute("PRAGMA cache_spill = 1")
@@ -140,7 +140,9 @@ def test_a_folder_that_cannot_be_made_costs_only_the_keeping(tmp_path, capsys):
     assert capsys.readouterr().out.count("not kept") == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="runs as an ordinary user"
+)
 def test_a_read_only_store_is_read(tmp_path, capsys):
     store = VectorStore(tmp_path, "name", 0)
     store.write(vectors("a"))

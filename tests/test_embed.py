@@ -358,7 +358,7 @@ def test_two_processes_that_fill_one_cache_agree(folder, tmp_path):
 
 def test_a_decoder_that_is_killed_is_named(folder, monkeypatch):
     if multiprocessing.get_start_method() != "fork":
-        pytest.skip("only a forked process has the patched decoder")
+        pytest.skip("runs where processes are forked, as they take the patch along")
     monkeypatch.setattr("entrep.decode.prepare_picture", lambda *_, **__: os._exit(1))
     with pytest.raises(RuntimeError, match="decodes pictures was killed.*fewer `workers`"):
         embed.embed_pictures(Network(), folder, PATHS, workers=1)

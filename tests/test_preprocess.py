@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
+from test_disc import disc_picture
 
 from entrep.disc import crop_disc, crop_square
 from entrep.labels import CLASS_NAMES, MIRROR_CLASS
@@ -14,16 +15,6 @@ from entrep.preprocess import (
     prepare_picture,
     training_augmentation,
 )
-
-
-def disc_picture(centre=(320, 240), radius=200, size=(640, 480), colour=(200, 120, 100)):
-    """A lit disc on black, with a notch on its rim as the real ones have."""
-    picture = Image.new("RGB", size)
-    draw = ImageDraw.Draw(picture)
-    x, y = centre
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    draw.polygon([(x - 8, y + radius), (x + 8, y + radius), (x, y + radius + 14)], fill=colour)
-    return picture
 
 
 def test_a_picture_is_prepared_with_and_without_the_crop(tmp_path):
