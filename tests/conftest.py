@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -38,3 +39,12 @@ def real_sample() -> Path:
     if not Path(folder).is_dir() or not folder:
         pytest.skip("runs where ENTREP_SAMPLE names a folder with real pictures")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """28 random pictures, four a class: prepared, class_index, fold, sha256."""
+    rng = np.random.default_rng(0)
+    prepared = rng.integers(0, 255, (28, 56, 56, 3), np.uint8)
+    fold = np.repeat([0, 1, -1, 0], 7)
+    return prepared, np.tile(np.arange(7), 4), fold, [f"{i:064x}" for i in range(28)]

@@ -72,5 +72,5 @@ def test_a_notebooks_other_variables_are_not_parameters():
 
 def test_the_description_stars_what_is_not_the_default():
     lines = describe_config(load_config(epochs=2)).splitlines()
-    assert [line for line in lines if line.startswith("*")] == ["* epochs             = 2"]
+    assert [line for line in lines if line.startswith("*")] == ["* epochs                 = 2"]
     assert len(lines) == len(dataclasses.fields(RunConfig))

@@ -270,6 +270,43 @@ def test_neighbours_are_framed_and_marked_by_verdict(queries):
     fig.canvas.draw()
 
 
+def test_attribution_lays_maps_of_one_scale_over_grey_pictures(generator):
+    pictures = list(generator.integers(0, 255, (3, 8, 8, 3), dtype=np.uint8))
+    maps = np.zeros((3, 2, 2), np.float32)
+    maps[0, 0, 0], maps[1, 0, 1], maps[2, 1, 1] = 0.5, -1, 7
+    fig = plots.plot_attribution(pictures, maps, ["a", "b", "$c"])
+    above, below = fig.axes[:3], fig.axes[3:6]
+    assert [ax.get_title() for ax in above] == ["a", "b", "$c"]
+    np.testing.assert_array_equal(above[1].images[0].get_array(), pictures[1])
+    for ax, values in zip(below, maps, strict=True):
+        grey, overlay = ax.images
+        assert np.ptp(grey.get_array(), axis=2).max() == 0
+        np.testing.assert_array_equal(overlay.get_array(), values)
+        assert overlay.get_clim() == (-1, 1)  # the median of 0.5, 1 and 7
+        assert overlay.get_extent() == grey.get_extent()
+        assert (overlay.get_alpha()[values == 0] == 0).all()  # 0 hides nothing
+    assert overlay.colorbar.extend == "max"
+    assert fig.axes[6].get_ylabel() == "fall of the log-odds"
+    fig.canvas.draw()
+
+
+def test_attribution_without_any_effect_and_in_floats_still_draws(generator):
+    picture = generator.random((8, 8, 3))
+    fig = plots.plot_attribution([picture], np.zeros((1, 2, 2)), ["a"])
+    np.testing.assert_allclose(fig.axes[1].images[0].get_array(), _grey(picture))
+    assert fig.axes[1].images[1].colorbar.extend == "neither"
+    fig.canvas.draw()
+
+
+def _grey(picture):
+    return np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
+
+
+def test_attribution_refuses_a_map_too_few():
+    with pytest.raises(ValueError, match="shorter"):
+        plots.plot_attribution([Image.new("RGB", (8, 8))] * 2, np.zeros((1, 2, 2)), ["a", "b"])
+
+
 def test_a_figure_saves_to_the_same_bytes_and_leaves_nothing_else(tmp_path, ax):
     ax.plot([1, 2], [3, 4])
     for name in ("a.png", "b.png"):

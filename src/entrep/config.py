@@ -18,7 +18,9 @@ PROFILES: dict[str, dict[str, object]] = {
         "backbone": "effnet-lite0",
         "prototype_encoder": "effnet-lite0",
         "image_size": 192,
+        "phantoms": 3000,
         "epochs": 24,
+        "train_batch_size": 16,
         "learning_rate": 1e-3,
         "layer_decay": 0.9,
         "patience": 8,
@@ -32,6 +34,7 @@ PROFILES: dict[str, dict[str, object]] = {
         "prototype_encoder": "biomedclip",
         "text_encoder": "biomedclip",
         "image_size": 336,
+        "phantoms": 3000,
         "epochs": 20,
         "learning_rate": 1e-4,
         "layer_decay": 0.7,
@@ -70,12 +73,27 @@ class RunConfig:
     cache_dir: str = ""  # embeddings and decoded pictures, kept; empty: work_dir/.cache
     # fine-tuning
     image_size: int = 112  # pixels a side
-    epochs: int = 36
+    phantoms: int = 0  # drawn pictures to train on before the real ones; 0: none
+    epochs: int = 30
     learning_rate: float = 1e-3
     layer_decay: float = 0.9  # learning rate of a block relative to the block above it
     weight_decay: float = 0.05
     train_batch_size: int = 32
+    linear_probe: bool = True  # fit the heads on frozen features first, then train everything
+    ema: bool = True  # answer with the moving average of the weights
     label_smoothing: float = 0.05
+    focal_gamma: float = 0.0  # above 0: what is already answered well counts less
+    class_balance: str = "weights"  # rare classes: weights, sampler (drawn more often) or none
+    augmentation: float = 1.0  # strength of the training views' changes; 0: none, 2: most
+    mix_share: float = 0.0  # share of training views mixed with another one (mixup, CutMix)
+    drop_path: float = 0.0  # highest rate at which a block is skipped in training
+    accumulate: int = 1  # parts that a batch goes through the network in, to need less memory
+    clip_norm: float = 1.0  # longest gradient; 0: any
+    lora_rank: int = 0  # above 0: train detours of this rank, not the backbone itself
+    gradient_checkpointing: bool = False  # compute twice to need less memory
+    train_precision: str = "auto"  # fp32, fp16, bf16; auto: what the device is best at
+    processes: int = 1  # that share each batch: one a GPU
+    members: int = 1  # networks a fold, which differ by their seeds
     patience: int = 10  # epochs without a better out-of-fold loss before a fold stops; 0: never
     time_budget_min: float = 0.0  # minutes for all training, ended cleanly; 0: as long as it takes
     flip_swap: bool = True  # mirror training pictures and swap their left/right label
@@ -86,6 +104,15 @@ class RunConfig:
     accept_share: float = 0.95  # share of pictures like the training's that is not doubted
     # retrieval
     skip_copies: bool = True  # never answer with a byte-identical copy of the query
+
+
+_CHOICES = {
+    "precision": ("auto", "fp32", "fp16", "bf16"),
+    "train_precision": ("auto", "fp32", "fp16", "bf16"),
+    "class_balance": ("weights", "sampler", "none"),
+    "decision": ("combined", "reference"),
+    "split": ("auto", "public", "private", "test"),
+}
 
 
 def load_config(profile: str = "demo", **overrides: object) -> RunConfig:
@@ -145,12 +172,22 @@ def _check(config: RunConfig) -> None:
         "folds": (2, 20),
         "holdout": (0.0, 0.5),
         "image_size": (32, 1024),
+        "phantoms": (0, 10**6),
         "epochs": (1, 1000),
         "learning_rate": (1e-7, 1.0),
         "layer_decay": (0.1, 1.0),
         "weight_decay": (0.0, 1.0),
         "train_batch_size": (2, 4096),
         "label_smoothing": (0.0, 0.5),
+        "focal_gamma": (0.0, 10.0),
+        "augmentation": (0.0, 2.0),
+        "mix_share": (0.0, 1.0),
+        "drop_path": (0.0, 0.9),
+        "accumulate": (1, 4096),
+        "clip_norm": (0.0, 1e6),
+        "lora_rank": (0, 1024),
+        "processes": (1, 64),
+        "members": (1, 100),
         "patience": (0, 1000),
         "time_budget_min": (0.0, 1e6),
         "coverage": (0.5, 0.999),
@@ -160,12 +197,10 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:  # also refuses NaN
             raise ValueError(f"{name}: expected {low} to {high}, got {value}.")
-    if config.precision not in ("auto", "fp32", "fp16", "bf16"):
-        raise ValueError(f"precision: expected auto, fp32, fp16 or bf16; got {config.precision!r}.")
-    if config.decision not in ("combined", "reference"):
-        raise ValueError(f"decision: expected combined or reference; got {config.decision!r}.")
-    if config.split not in ("auto", "public", "private", "test"):
-        raise ValueError(f"split: expected auto, public, private or test; got {config.split!r}.")
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            expected = ", ".join(choices[:-1]) + f" or {choices[-1]}"
+            raise ValueError(f"{name}: expected {expected}; got {getattr(config, name)!r}.")
     if config.profile != "demo" and not config.data_path:
         raise ValueError(
             f"data_path: profile {config.profile!r} works on real pictures; "
@@ -186,5 +221,5 @@ def describe_config(config: RunConfig) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         star = " " if value == field.default else "*"
-        lines.append(f"{star} {field.name:18} = {value!r}")
+        lines.append(f"{star} {field.name:22} = {value!r}")
     return "\n".join(lines)

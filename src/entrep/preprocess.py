@@ -1,4 +1,4 @@
-"""From a picture file to its lit square, and the augmentations that respect left and right."""
+"""From a picture file to its lit square, and mirroring that swaps left and right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import v2
 
 from entrep.disc import crop_disc, crop_square
 from entrep.labels import MIRROR_CLASS
@@ -40,7 +39,11 @@ def prepare_picture(path: str | Path, size: int, *, crop: bool = True) -> np.nda
 
     Pillow resizes bytes in fixed-point arithmetic, so the result is the same on every processor.
     """
-    picture = load_picture(path)
+    return prepare_image(load_picture(path), size, crop=crop)
+
+
+def prepare_image(picture: Image.Image, size: int, *, crop: bool = True) -> np.ndarray:
+    """`prepare_picture` of an RGB picture that is in memory."""
     square = crop_disc(picture) if crop else crop_square(picture, (0, 0, *picture.size))
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
@@ -65,17 +68,3 @@ def mirror(batch: Tensor) -> Tensor:
 def mirror_classes(class_index: Tensor) -> Tensor:
     """Class indices of the mirrored pictures: left and right of nose and ear change places."""
     return torch.tensor(MIRROR_CLASS, device=class_index.device)[class_index]
-
-
-def training_augmentation() -> v2.Transform:
-    """Photometric and geometric changes of one prepared picture that keep its class.
-
-    The turn stays within 15 degrees and nothing is mirrored here: which side a structure
-    lies on is the label. Mirroring with the label swapped is the training loop's business.
-    """
-    return v2.Compose(
-        [
-            v2.RandomAffine(degrees=15, translate=(0.06, 0.06), scale=(0.9, 1.2)),
-            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-        ]
-    )
