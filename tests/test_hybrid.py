@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
 from entrep.hybrid import (
+    FLOOR,
     Combiner,
     choose_site,
     combine,
@@ -188,9 +189,13 @@ def test_fitted_weights_minimise_the_loss():
     target, prototypes, flat, *_ = simulate(120, seed=3)
     experts = [flat, prototypes]
 
+    logs = [np.log(np.maximum(expert, FLOOR)) for expert in experts]
+    spreads = np.array([np.std(table - table.mean(axis=1, keepdims=True)) for table in logs])
+
     def loss(weights):
         probs = product_of_experts(experts, weights)[np.arange(120), target]
-        return 10 * np.sum((np.array(weights) - 0.5) ** 2) - np.log(probs).sum()
+        away = np.array(weights) * spreads - 0.5
+        return 10 * np.sum(away**2) - np.log(probs).sum()
 
     without_gradient = minimize(loss, [1, 1], method="Nelder-Mead", options={"xatol": 1e-6}).x
     found = fit_product_of_experts(experts, target, prior=20)
@@ -213,19 +218,29 @@ def test_no_mistake_among_few_pictures_gives_a_finite_weight():
     sure = np.full((20, 7), 0.01 / 6)
     sure[np.arange(20), np.arange(20) % 7] = 0.99
     (weight,) = fit_product_of_experts([sure], np.arange(20) % 7)
-    assert 1 <= weight < 3
+    assert 0.5 <= weight < 3
     assert fit_product_of_experts([sure[:0], sure[:0]], np.empty(0, int)).tolist() == [0.5, 0.5]
 
 
+def test_a_whispering_expert_is_turned_up_as_a_shouting_one_is_turned_down():
+    target, _, flat, *_ = simulate(300, seed=3)
+    whisper, shout = (product_of_experts([flat], [power]) for power in (0.05, 1.5))
+    quiet, loud = (fit_product_of_experts([e], target) for e in (whisper, shout))
+    probs = [product_of_experts([e], w) for e, w in ((whisper, quiet), (shout, loud))]
+    np.testing.assert_allclose(probs[0], probs[1], atol=0.05)
+    assert quiet > 10 * loud
+
+
 def test_the_combiner_hears_the_prototypes_on_the_site_more_than_on_the_side():
-    target, prototypes, *backbone = simulate(1000, seed=1)
+    target, prototypes, *backbone = simulate(4000, seed=1)
     blind = prototypes.copy()  # they know the site, and guess the side
     for a, b in FINE_PAIRS.values():
-        swap = np.random.default_rng(a).random(1000) < 0.5
+        swap = np.random.default_rng(a).random(4000) < 0.5
         blind[np.ix_(swap, [a, b])] = blind[np.ix_(swap, [b, a])]
     combiner = fit_combiner(opinions_of(blind, *backbone), target)
     place = combiner.experts.index("prototypes")
-    assert combiner.site_weights[place] > 1 > 0.3 > combiner.side_weights[place]
+    assert combiner.site_weights[place] > 0.5
+    assert all(weights[place] < 0.2 for weights in combiner.side_weights)
 
 
 def test_combined_probabilities_are_consistent_and_survive_json():
@@ -314,7 +329,9 @@ HALF = np.full((2, 7), 1 / 7)
         (lambda: fit_product_of_experts([HALF], np.array([0, 1]), prior=0), "prior"),
         (lambda: fit_combiner({"a": split_classes(HALF)}, np.array([0, -1])), "without a label"),
         (
-            lambda: combine({"a": split_classes(HALF)}, Combiner(("a", "b"), (1, 1), (1, 1))),
+            lambda: combine(
+                {"a": split_classes(HALF)}, Combiner(("a", "b"), (1, 1), ((1, 1),) * 3)
+            ),
             "no opinion of b",
         ),
         (

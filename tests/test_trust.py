@@ -364,7 +364,7 @@ def run_chain(rows, target, fold, group):
     return {
         "threshold": threshold,
         "rule": choose_site(*names, threshold)[0],
-        "weights": np.array([combiner.site_weights, combiner.side_weights]),
+        "weights": np.array([combiner.site_weights, *combiner.side_weights]),
         "probs": probs,
         "outlier": outlier,
         "accept": trust.accept_threshold(outlier[dev]),

@@ -2,8 +2,8 @@
 
 The rule ("Fusion at the Foregut"): prototypes name the site when they are sure, else the
 backbone; its heads name the side. Ours: a product of experts (Hinton, Neural Computation
-14(8), 2002, with a weight an expert), one for the site and one for the site's
-two-way question, its weights fitted on out-of-fold opinions. Arrays in, arrays out: where
+14(8), 2002, with a weight an expert), one for the site and one for each site's
+two-way question, their weights fitted on out-of-fold opinions. Arrays in, arrays out: where
 the probabilities come from is not this module's business.
 """
 
@@ -36,7 +36,7 @@ class Combiner:
 
     experts: tuple[str, ...]
     site_weights: tuple[float, ...]
-    side_weights: tuple[float, ...]
+    side_weights: tuple[tuple[float, ...], ...]  # of each question, in `FINE_SITES` order
 
 
 def choose_site(
@@ -190,20 +190,22 @@ def fuse_heads(
 
 
 def fit_product_of_experts(
-    experts: Sequence[np.ndarray], target: np.ndarray, *, prior: float = 1.0
+    experts: Sequence[np.ndarray], target: np.ndarray, *, prior: float = 0.1
 ) -> np.ndarray:
     """Weights of `product_of_experts` with the highest posterior, given the true answers.
 
-    Minimises the log-loss summed over pictures plus prior / 2 times the squared distance
-    from equal weights 1 / E, over weights >= 0. That is convex, so there is one answer. Few
-    pictures stay near the plain geometric mean, and a set without a mistake gets a finite
-    weight. With one expert it is temperature scaling (Guo et al., arXiv 1706.04599, section
-    4.2) with a prior at temperature 1.
+    Minimises the log-loss summed over pictures plus prior / 2 times the squared distance of the
+    weights from equal shares, over weights >= 0. That is convex, so there is one answer. The
+    distance is in units of each expert's own spread: an expert that whispers the right answers
+    (averaged weights, smoothed labels) may be turned up as far as one that shouts is turned
+    down. A set without a mistake gets a finite weight. With one expert it is temperature
+    scaling (Guo et al., arXiv 1706.04599, section 4.2).
 
     Args:
         experts: E arrays (N, C), out-of-fold: of models that did not learn from these rows.
         target: (N,) ints in 0..C-1.
-        prior: precision of the weights' Gaussian prior, > 0; 1 means a spread of about 1.
+        prior: precision of the weights' Gaussian prior in these units, > 0; 0.1 means a
+            spread of about 3.
 
     Returns:
         (E,) float64 >= 0, rounded to 6 decimals; 1 / E each where N is 0.
@@ -221,6 +223,13 @@ def fit_product_of_experts(
         )
     if not prior > 0:
         raise ValueError(f"prior: expected a precision above 0, got {prior}.")
+    if not len(target):
+        return np.full(len(logs), 1 / len(logs))
+    # How far an expert's log-probabilities go from their mean, on average.
+    centred = logs - logs.mean(axis=2, keepdims=True)
+    spread = np.sqrt(np.mean(centred**2, axis=(1, 2)))
+    heard = spread > 1e-9
+    logs = logs / np.where(heard, spread, 1.0)[:, None, None]
     start = np.full(len(logs), 1 / len(logs))
     rows = np.arange(len(target))
     told = logs[:, rows, target]  # (E, N)
@@ -240,17 +249,17 @@ def fit_product_of_experts(
         bounds=[(0, None)] * len(logs),
         options={"ftol": 1e-15, "gtol": 1e-8, "maxiter": 1000},
     )
-    return found.x.round(6)
+    return np.where(heard, found.x / np.where(heard, spread, 1.0), 0.0).round(6)
 
 
 def fit_combiner(
-    opinions: Mapping[str, Opinion], target: np.ndarray, *, prior: float = 1.0
+    opinions: Mapping[str, Opinion], target: np.ndarray, *, prior: float = 0.1
 ) -> Combiner:
     """Learn how much each expert counts for the site, and how much for the side.
 
-    Two products of experts, so that an expert that knows the site but not the side (the
-    prototypes) is heard on the one and not on the other. All classes share the weights:
-    two numbers an expert can be learned from a hundred pictures.
+    A product of experts for the site and one for each two-way question, so that an expert that
+    knows the site but not the side (the prototypes) is heard on the one and not on the other.
+    One number an expert and question can be learned from a few dozen pictures.
 
     Args:
         opinions: of each expert, about the same N pictures, out-of-fold.
@@ -267,20 +276,14 @@ def fit_combiner(
     site_weights = fit_product_of_experts(
         [sites for sites, _ in opinions.values()], site_of[target], prior=prior
     )
-    asked, answers = [], []
+    side_weights = []
     for column, name in enumerate(FINE_SITES):
-        rows = np.flatnonzero(site_of[target] == SITE_NAMES.index(name))
-        asked.append((rows, column))
-        answers.append(target[rows] == FINE_PAIRS[name][1])
-    side_weights = fit_product_of_experts(
-        [
-            np.concatenate([_two_way(second[rows, column]) for rows, column in asked])
-            for _, second in opinions.values()
-        ],
-        np.concatenate(answers).astype(int),
-        prior=prior,
-    )
-    return Combiner(tuple(opinions), tuple(site_weights.tolist()), tuple(side_weights.tolist()))
+        first, second = FINE_PAIRS[name]
+        rows = np.isin(target, (first, second))
+        answers = [_two_way(probs[rows, column]) for _, probs in opinions.values()]
+        weights = fit_product_of_experts(answers, (target[rows] == second).astype(int), prior=prior)
+        side_weights.append(tuple(weights.tolist()))
+    return Combiner(tuple(opinions), tuple(site_weights.tolist()), tuple(side_weights))
 
 
 def combine(opinions: Mapping[str, Opinion], combiner: Combiner) -> np.ndarray:
@@ -300,7 +303,7 @@ def combine(opinions: Mapping[str, Opinion], combiner: Combiner) -> np.ndarray:
     second = np.empty((len(sites), len(FINE_SITES)))
     for column in range(len(FINE_SITES)):
         pairs = [_two_way(second[:, column]) for _, second in chosen]
-        second[:, column] = product_of_experts(pairs, combiner.side_weights)[:, 1]
+        second[:, column] = product_of_experts(pairs, combiner.side_weights[column])[:, 1]
     return join_classes(sites, second)
 
 
@@ -309,7 +312,7 @@ def combine_out_of_fold(
     target: np.ndarray,
     fold: np.ndarray,
     *,
-    prior: float = 1.0,
+    prior: float = 0.1,
 ) -> tuple[np.ndarray, Combiner]:
     """Combine for every picture, each with weights that its own label had no part in.
 
