@@ -20,7 +20,6 @@ PROFILES: dict[str, dict[str, object]] = {
         "image_size": 192,
         "phantoms": 3000,
         "epochs": 24,
-        "train_batch_size": 16,
         "learning_rate": 1e-3,
         "layer_decay": 0.9,
         "patience": 8,
@@ -35,7 +34,7 @@ PROFILES: dict[str, dict[str, object]] = {
         "text_encoder": "biomedclip",
         "image_size": 336,
         "phantoms": 3000,
-        "epochs": 20,
+        "train_batch_size": 32,
         "learning_rate": 1e-4,
         "layer_decay": 0.7,
     },
@@ -74,11 +73,11 @@ class RunConfig:
     # fine-tuning
     image_size: int = 112  # pixels a side
     phantoms: int = 0  # drawn pictures to train on before the real ones; 0: none
-    epochs: int = 30
+    epochs: int = 20
     learning_rate: float = 1e-3
     layer_decay: float = 0.9  # learning rate of a block relative to the block above it
     weight_decay: float = 0.05
-    train_batch_size: int = 32
+    train_batch_size: int = 16
     linear_probe: bool = True  # fit the heads on frozen features first, then train everything
     ema: bool = True  # answer with the moving average of the weights
     label_smoothing: float = 0.05
