@@ -72,9 +72,9 @@ def test_a_picture_is_judged_only_by_networks_that_never_saw_it(study):
     networks = [build_network("demo-dino", 56) for _ in range(2)]
     probs = finetune.predict_all(networks, prepared, fold, flip_tta=False)
     logits = [predict_logits(n, prepared, flip_tta=False) for n in networks]
-    alone = [heads.to_probs(table) for table in logits]
-    np.testing.assert_allclose(probs[fold == 1], alone[1][fold == 1], atol=1e-6)
-    np.testing.assert_allclose(probs[fold < 0], (alone[0] + alone[1])[fold < 0] / 2, atol=1e-6)
+    alone, together = heads.to_probs(logits[1]), heads.to_probs((logits[0] + logits[1]) / 2)
+    np.testing.assert_allclose(probs[fold == 1], alone[fold == 1], atol=1e-6)
+    np.testing.assert_allclose(probs[fold < 0], together[fold < 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("batches", [1, 4, 5])
@@ -137,7 +137,7 @@ def test_each_fold_may_have_several_members_who_vote(study, tmp_path):
         [0, 0], [1, 0], [0, 1], [1, 1],
     ]  # fmt: skip
     probs = finetune.predict_all(networks, prepared, fold)
-    alone = [heads.to_probs(predict_logits(n, prepared)) for n in networks]
-    first = (alone[0] + alone[2])[fold == 0] / 2
-    np.testing.assert_allclose(probs[fold == 0], first, atol=1e-6)
-    np.testing.assert_allclose(probs[fold < 0], sum(alone)[fold < 0] / 4, atol=1e-6)
+    logits = [predict_logits(n, prepared) for n in networks]
+    first, everyone = heads.to_probs((logits[0] + logits[2]) / 2), heads.to_probs(sum(logits) / 4)
+    np.testing.assert_allclose(probs[fold == 0], first[fold == 0], atol=1e-6)
+    np.testing.assert_allclose(probs[fold < 0], everyone[fold < 0], atol=1e-6)

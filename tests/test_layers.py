@@ -15,9 +15,10 @@ LAYERS = (
     ("layout", "scope", "disc", "sources"),  # the folder's parts; the endoscope's view
     ("anatomy",),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
-    ("encoders", "decode", "augment", "appearance"),
-    ("embed", "packs", "network"),
-    ("training", "attribution"),
+    ("encoders", "decode", "augment"),
+    ("embed", "packs", "network", "appearance"),
+    ("probe", "attribution"),
+    ("training",),
     ("prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
     ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
     ("runner",),

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from torch import nn
 
 from entrep import training
 from entrep.labels import MIRROR_CLASS
@@ -127,30 +125,6 @@ def test_a_single_question_is_learned_from_the_pictures_it_can_be_asked_of(study
     ear = train(study, questions=("ear",))[0]
     again = train((broken, target, fold, sha256), questions=("ear",))[0]
     assert differs(ear, again) == 0
-
-
-def test_the_probe_is_scikit_learns_logistic_regression():
-    rng = np.random.default_rng(0)
-    target = np.tile(np.arange(7), 12)
-    features = rng.normal(size=(84, 10)) * 3 + 1 + target[:, None] * rng.normal(size=10)
-    head = nn.Linear(10, 14)
-    training.fit_heads(head, features, target, np.ones(7))
-    logits = head(torch.from_numpy(features).float()).detach().numpy()
-    scaled = (features - features.mean(0)) / features.std(0)
-    model = LogisticRegression(C=training.PROBE_PENALTY, max_iter=1000).fit(scaled, target)
-    expected = model.decision_function(scaled)
-    np.testing.assert_allclose(logits[:, :7] - logits[:, :1], expected - expected[:, :1], atol=1e-3)
-    np.testing.assert_array_equal(logits[:, :7].argmax(1), model.predict(scaled))
-
-
-def test_the_probe_speaks_against_classes_that_it_never_saw():
-    features = np.random.default_rng(0).normal(size=(20, 3))
-    head = nn.Linear(3, 14)
-    training.fit_heads(head, features, np.repeat([0, 1], 10), np.ones(7))
-    logits = head(torch.from_numpy(features).float())
-    assert (logits[:, 2:7] < -4).all()  # five classes
-    assert (logits[:, 8:11] < -4).all()  # three sites
-    assert (logits[:, 12:] == 0).all()  # ears and cords: nobody knows
 
 
 def test_a_mirrored_training_picture_carries_the_mirrored_label(study):

@@ -26,7 +26,6 @@ from entrep.network import (
 from entrep.registry import pack_digest
 from entrep.training import TrainingOptions, train_network
 
-
 # How the reference trains, as far as its description goes: changes for `options_of`.
 REFERENCE: dict[str, object] = {"linear_probe": False, "ema": False, "flip_swap": False}
 
@@ -119,7 +118,9 @@ def predict_all(
     """Probabilities of every picture, from networks that never saw it: (N, 14).
 
     Development pictures are judged by the networks of the fold that left them out, all
-    others (fold -1) by all networks; probabilities are averaged. Columns: `PROB_COLUMNS`.
+    others (fold -1) by all networks. Their logits are averaged: networks that agree are as sure
+    together as one of them is alone, which is what the hybrid's weights are fitted on.
+    Columns: `PROB_COLUMNS`.
 
     Args:
         networks: as `cross_validate` returns them.
@@ -128,16 +129,16 @@ def predict_all(
         batch_size: pictures a forward pass.
         flip_tta: see `predict_logits`.
     """
-    probs = np.zeros((len(prepared), BINARY.stop))
+    logits = np.zeros((len(prepared), BINARY.stop), np.float32)
     folds = int(fold.max()) + 1
     members, outside = len(networks) // folds, fold < 0
     for number, network in enumerate(tqdm(networks, "predict", unit="network")):
         for rows, judges in ((fold == number % folds, members), (outside, len(networks))):
-            logits = predict_logits(
+            found = predict_logits(
                 network, prepared[rows], batch_size=batch_size, flip_tta=flip_tta
             )
-            probs[rows] += to_probs(logits) / judges
-    return probs
+            logits[rows] += found / judges
+    return to_probs(logits)
 
 
 def fold_key(options: TrainingOptions, sha256: Sequence[str], seed: int, fold: int) -> str:

@@ -27,12 +27,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from timm.optim import param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -40,15 +38,13 @@ from entrep.artifacts import atomic_path, read_json, read_table, write_json, wri
 from entrep.augment import draw_partners, mix_views, training_augmentation, training_view
 from entrep.encoders import resolve_precision
 from entrep.heads import (
-    BINARY,
     CLASSES,
     QUESTIONS,
-    SITES,
     class_weights,
     multi_task_loss,
     to_probs,
 )
-from entrep.labels import CLASS_NAMES, FINE_PAIRS, FINE_SITES, SITE_OF
+from entrep.labels import CLASS_NAMES, FINE_PAIRS, FINE_SITES
 from entrep.network import (
     SharedNetwork,
     add_lora,
@@ -59,9 +55,9 @@ from entrep.network import (
     save_checkpoint,
 )
 from entrep.preprocess import as_batch, mirror, mirror_classes
+from entrep.probe import fit_heads, frozen_features
 
 KEEP_EVERY_S = 30.0  # a killed training loses this much and an epoch
-PROBE_PENALTY = 0.01  # scikit-learn's C of the linear probe: features outnumber pictures
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,7 @@ class _Training:
         options, pictures = self.options, as_batch(self.prepared[self.rows])
         target = self.class_index[self.rows]
         views = [pictures, mirror(pictures)] if options.flip_swap else [pictures]
-        features = [_features(self.network, view, options.train_batch_size) for view in views]
+        features = [frozen_features(self.network, view, options.train_batch_size) for view in views]
         if options.flip_swap:
             turned = mirror_classes(torch.from_numpy(target)).numpy()
             target = np.concatenate([target, turned])
@@ -315,69 +311,6 @@ def _optimisation(
         t_in_epochs=False,
     )
     return optimizer, scheduler
-
-
-@torch.inference_mode()
-def _features(network: SharedNetwork, pictures: Tensor, batch_size: int) -> np.ndarray:
-    """(N, F) float32 features of (N, 3, S, S) pictures."""
-    device = next(network.parameters()).device
-    network.eval()
-    rows = [
-        network.features(batch.to(device)).float().cpu() for batch in pictures.split(batch_size)
-    ]
-    return torch.cat(rows).numpy()
-
-
-def fit_heads(
-    head: nn.Linear, features: np.ndarray, class_index: np.ndarray, weight: np.ndarray
-) -> None:
-    """Fill the linear layer of all heads with logistic regressions on features, in place.
-
-    Args:
-        head: (F -> 14).
-        features: (N, F).
-        class_index: (N,) ints in 0..6. Classes without a picture keep weights of zero and
-            a bias that speaks against them.
-        weight: (7,) weight of each class.
-    """
-    scaler = StandardScaler().fit(features)
-    rows, sites = scaler.transform(features), np.array(SITE_OF)[class_index]
-    slopes, biases = np.zeros((BINARY.stop, rows.shape[1])), np.zeros(BINARY.stop)
-    for columns, target in ((CLASSES, class_index), (SITES, sites)):
-        biases[columns] = -5.0
-        found = _logistic(rows, target, weight[class_index])
-        if found is not None:
-            known = columns.start + found.classes_
-            slopes[known], biases[known] = _one_a_class(found)
-    for column, (first, second) in enumerate(FINE_PAIRS[site] for site in FINE_SITES):
-        asked = np.isin(class_index, (first, second))
-        target = (class_index[asked] == second).astype(int)
-        found = _logistic(rows[asked], target, weight[class_index[asked]])
-        if found is not None:
-            slopes[BINARY.start + column] = found.coef_[0]
-            biases[BINARY.start + column] = found.intercept_[0]
-    slopes = slopes / scaler.scale_
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(slopes))
-        head.bias.copy_(torch.from_numpy(biases - slopes @ scaler.mean_))
-
-
-def _logistic(
-    rows: np.ndarray, target: np.ndarray, weight: np.ndarray
-) -> LogisticRegression | None:
-    """A fitted model, or None where there is nothing to tell apart."""
-    if len(np.unique(target)) < 2:
-        return None
-    model = LogisticRegression(C=PROBE_PENALTY, max_iter=1000)
-    return model.fit(rows, target, sample_weight=weight)
-
-
-def _one_a_class(found: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes and biases, one a class also where scikit-learn keeps one for two."""
-    if len(found.classes_) > 2:
-        return found.coef_, found.intercept_
-    half = np.array([-0.5, 0.5])
-    return half[:, None] * found.coef_, half * found.intercept_
 
 
 def _train(training: _Training, kept: Path | None, key: str, deadline: float) -> bool:
