@@ -56,6 +56,7 @@ def test_whole_numbers_and_paths_are_taken_where_they_are_meant():
         ({"precision": "fp8"}, "precision: expected auto, fp32, fp16 or bf16; got 'fp8'"),
         ({"decision": "vote"}, "decision: expected combined or reference; got 'vote'"),
         ({"coverage": 1.0}, "coverage: expected 0.5 to 0.999, got 1.0"),
+        ({"abstain_share": 0.9}, r"abstain_share: expected accept_share \(0.95\) or more, got 0.9"),
         ({"profile": "mini"}, "data_path: profile 'mini' works on real pictures"),
         ({"work_dir": ""}, "work_dir: give a folder"),
     ],

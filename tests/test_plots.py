@@ -203,14 +203,17 @@ def test_risk_coverage_without_an_error_still_has_an_axis(ax):
     assert ax.get_ylim()[1] > 0
 
 
-@pytest.mark.parametrize("threshold", [1.5, np.inf])
-def test_ood_shows_both_kinds_as_shares_and_marks_a_finite_threshold(ax, generator, threshold):
-    inside, outside = generator.random(200), 2 + generator.random(20)
-    plots.plot_ood(inside, outside, threshold, ax)
-    assert texts_of(ax) == (["chosen: 1.50"] if threshold == 1.5 else []) + ["AUROC 1.000"]
+@pytest.mark.parametrize("refused", [3.0, np.inf])
+def test_outliers_are_shares_by_kind_with_the_finite_limits(ax, generator, refused):
+    scores = {"development": generator.random(200), "new": np.array([0.5, 1e9])}
+    plots.plot_outliers(scores, {"doubted above": 1.5, "refused above": refused}, ax)
+    marks = ["doubted above 1.50", "refused above 3.00"]
+    assert texts_of(ax) == marks[: 2 if refused == 3.0 else 1]
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["like the training's (200)", "others (20)"]
-    assert len(ax.patches) == 2
+    assert names == ["development (200)", "new (2)"]
+    assert ax.get_xlim()[1] < 10  # one far picture does not squeeze all others into a line
+    heights = [patch.get_xy()[:, 1] for patch in ax.patches]
+    assert heights[1].max() == 0.5
     ax.figure.canvas.draw()
 
 

@@ -77,19 +77,24 @@ def test_the_neighbour_is_one_in_a_thousand():
     assert [trust.neighbours_for(n) for n in (100, 1291, 50_000)] == [1, 1, 50]
 
 
-def test_mahalanobis_scores_agree_with_inverted_covariances():
+def test_mahalanobis_scores_agree_with_an_inverted_covariance():
     rng = np.random.default_rng(1)
     rows, target = draw_clusters(rng, 140)
     fold = np.where(np.arange(140) < 100, np.arange(140) % 5, -1)
     found = trust.mahalanobis_scores(rows, target, fold)
     for judged, kept in ((fold < 0, fold >= 0), (fold == 2, (fold >= 0) & (fold != 2))):
         means = np.stack([rows[kept & (target == c)].mean(axis=0) for c in range(7)])
-        centre = rows[kept].mean(axis=0)
         within = LedoitWolf(assume_centered=True).fit(rows[kept] - means[target[kept]])
-        overall = LedoitWolf(assume_centered=True).fit(rows[kept] - centre)
-        near = cdist(rows[judged], means, "mahalanobis", VI=within.precision_).min(axis=1) ** 2
-        far = cdist(rows[judged], centre[None], "mahalanobis", VI=overall.precision_)[:, 0] ** 2
-        np.testing.assert_allclose(found[judged], near - far, rtol=1e-4, atol=1e-3)
+        near = cdist(rows[judged], means, "mahalanobis", VI=within.precision_).min(axis=1)
+        np.testing.assert_allclose(found[judged], near, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_far_from_everything_scores_above_what_lies_between_the_classes():
+    rows, target = draw_clusters(np.random.default_rng(14), 140)
+    rows = np.concatenate([rows, rows[:7].mean(axis=0)[None], np.full((1, 24), 5.0)])
+    fold = np.append(np.arange(140) % 5, [-1, -1])
+    scores = trust.mahalanobis_scores(rows, np.append(target, [-1, -1]), fold)
+    assert scores[:140].max() < scores[140] < scores[141]
 
 
 def test_mahalanobis_takes_fewer_pictures_than_dimensions_a_constant_and_an_absent_class():

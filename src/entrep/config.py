@@ -101,6 +101,7 @@ class RunConfig:
     decision: str = "combined"  # or "reference": its rule of thumb instead of weighed opinions
     coverage: float = 0.9  # share of pictures whose set of classes shall hold the true one
     accept_share: float = 0.95  # share of pictures like the training's that is not doubted
+    abstain_share: float = 0.99  # share of them that is answered at all, if it may keep silent
     # retrieval
     skip_copies: bool = True  # never answer with a byte-identical copy of the query
 
@@ -191,11 +192,17 @@ def _check(config: RunConfig) -> None:
         "time_budget_min": (0.0, 1e6),
         "coverage": (0.5, 0.999),
         "accept_share": (0.5, 0.999),
+        "abstain_share": (0.5, 0.999),
     }
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not low <= value <= high:  # also refuses NaN
             raise ValueError(f"{name}: expected {low} to {high}, got {value}.")
+    if config.abstain_share < config.accept_share:
+        raise ValueError(
+            f"abstain_share: expected accept_share ({config.accept_share}) or more, got "
+            f"{config.abstain_share}; a picture must be doubted before it is refused."
+        )
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             expected = ", ".join(choices[:-1]) + f" or {choices[-1]}"

@@ -28,7 +28,6 @@ from entrep.labels import CLASS_NAMES, SITE_OF
 from entrep.metrics import (
     area_under_risk_coverage,
     confusion_matrix,
-    detection_scores,
     expected_calibration_error,
     reliability_table,
     risk_coverage,
@@ -45,6 +44,7 @@ SITE_MARKERS = ("o", "s", "^", "D")  # by site index
 COARSE, FINE = "#9fb0c3", "#2f3e53"  # of scores by site and by class
 CHOSEN = "#c2185b"  # what was decided
 RIGHT, WRONG = "#1a8f6a", "#cf3b3b"
+LIMIT = "#5b6470"  # beyond which something else is done
 PARTS = {"dev": "development", "heldout": "held out"}
 
 Picture = Image.Image | np.ndarray  # (H, W, 3), bytes 0..255 or floats 0..1
@@ -415,30 +415,31 @@ def plot_risk_coverage(methods: Mapping[str, tuple[np.ndarray, np.ndarray]], ax:
     return ax
 
 
-def plot_ood(inside: np.ndarray, outside: np.ndarray, threshold: float, ax: Axes) -> Axes:
-    """Compare outlier scores of pictures like the training's with those of others.
+def plot_outliers(scores: Mapping[str, np.ndarray], limits: Mapping[str, float], ax: Axes) -> Axes:
+    """Outlier scores of several kinds of pictures, and the limits that decide their fate.
 
     Args:
-        inside: (N,) scores, N >= 1.
-        outside: (M,) scores, M >= 1.
-        threshold: above it a picture is doubted; infinity is not drawn.
+        scores: (N,) each, N >= 1, by kind; what lies beyond twice the last limit is counted
+            in the last bar.
+        limits: rising, by what is done above; infinity is not drawn.
         ax: where to draw.
     """
-    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=30)
-    for scores, colour, name in (
-        (inside, COARSE, "like the training's"),
-        (outside, WRONG, "others"),
+    finite = {name: limit for name, limit in limits.items() if np.isfinite(limit)}
+    least, most = (find(float(find(score)) for score in scores.values()) for find in (min, max))
+    if finite:
+        most = min(most, least + 2 * (max(finite.values()) - least))
+    edges = np.linspace(least, max(most, least + 1e-6), 31)
+    for (kind, score), colour, dash in zip(
+        scores.items(), (FINE, CHOSEN, RIGHT, WRONG), ("-", "--", "-.", ":"), strict=False
     ):
-        style = {"facecolor": colour, "alpha": 0.6, "edgecolor": colour}
-        hatch = "///" if scores is outside else None
-        shares = np.full(len(scores), 1 / len(scores))
-        label = f"{name} ({len(scores)})"
-        ax.hist(scores, edges, weights=shares, histtype="stepfilled", hatch=hatch, **style)
-        ax.plot([], [], color=colour, lw=6, alpha=0.6, label=label)
-    if np.isfinite(threshold):
-        _mark_chosen(ax, threshold)
-    auroc = detection_scores(inside, outside)["auroc"]
-    ax.text(0.98, 0.93, f"AUROC {auroc:.3f}", transform=ax.transAxes, fontsize=9.5, ha="right")
+        shares, style = np.full(len(score), 1 / len(score)), {"color": colour, "ls": dash}
+        label = f"{kind} ({len(score)})"
+        shown = np.clip(score, edges[0], edges[-1])
+        ax.hist(shown, edges, weights=shares, histtype="step", lw=1.8, label=label, **style)
+    for name, limit in finite.items():
+        ax.axvline(limit, color=LIMIT, lw=1.2, zorder=1)
+        where = {"transform": ax.get_xaxis_transform(), "rotation": 90, "va": "top", "ha": "right"}
+        ax.text(limit, 0.97, f"{name} {limit:.2f}", color=LIMIT, fontsize=9, **where)
     ax.set_xlabel("outlier score")
     _percent_axis(ax, "share of the pictures")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -71,29 +71,28 @@ def knn_scores(
     return scores.round(6)
 
 
-def mahalanobis_scores(
-    embeddings: np.ndarray, class_index: np.ndarray, fold: np.ndarray
-) -> np.ndarray:
-    """Relative Mahalanobis distance of every picture, by statistics that it is no part of.
+def mahalanobis_scores(rows: np.ndarray, class_index: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Mahalanobis distance of every picture to the nearest class, by others' statistics.
 
-    Ren et al., arXiv 2106.09022: the distance to the nearest class mean under
-    the classes' common covariance, less the distance to the mean of everything. Both
-    covariances are shrunk (Ledoit and Wolf, 2004): there may be fewer pictures than
-    dimensions.
+    Lee et al., arXiv 1807.03888: distance to the nearest class mean under the classes' common
+    covariance, which is shrunk towards equal spread (Ledoit and Wolf, 2004): there may be fewer
+    pictures than dimensions. Ren et al. (arXiv 2106.09022) subtract the distance to the mean of
+    everything, to find what lies just beside a class; on drawn strangers, which lie far from
+    everything, that was much worse (AUROC 0.66 and 0.93 for 0.95 and 0.97).
 
     Args:
-        embeddings: (N, D).
+        rows: (N, D) embeddings, or statistics of comparable scale.
         class_index: (N,) ints; read for development pictures only.
         fold: (N,) ints, -1 for pictures outside development. Development pictures are
             scored by the other folds, all others by the whole development set.
 
     Returns:
-        (N,) rounded to 6 decimals, of either sign; larger is farther out.
+        (N,) >= 0, rounded to 6 decimals; larger is farther out.
 
     Raises:
         ValueError: if fewer than two folds are left to learn from.
     """
-    rows, fold = np.asarray(embeddings, np.float64), np.asarray(fold)
+    rows, fold = np.asarray(rows, np.float64), np.asarray(fold)
     folds = np.unique(fold[fold >= 0])
     if len(folds) < 2:
         raise ValueError(f"fold: expected at least 2 folds (0, 1, ...), got {folds.tolist()}.")
@@ -101,7 +100,7 @@ def mahalanobis_scores(
     for left_out in np.unique(fold):
         kept = (fold >= 0) & (fold != left_out)
         judged = fold < 0 if left_out < 0 else fold == left_out
-        scores[judged] = _relative_mahalanobis(rows[kept], class_index[kept], rows[judged])
+        scores[judged] = _to_nearest_class(rows[kept], class_index[kept], rows[judged])
     return scores.round(6)
 
 
@@ -116,6 +115,9 @@ def energy_scores(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 def join_scores(scores: Sequence[np.ndarray], fold: np.ndarray) -> np.ndarray:
     """Sum of several outlier scores, each in units of its own spread in development.
+
+    One score that fires is enough: far outside, its units are many. The largest instead of the
+    sum found drawn strangers no better, and a bit worse where two scores each saw a little.
 
     Args:
         scores: arrays (N,), each higher the farther out.
@@ -344,15 +346,11 @@ def coverage_over_splits(
     return pd.DataFrame(rows)
 
 
-def _relative_mahalanobis(
-    train: np.ndarray, class_index: np.ndarray, judged: np.ndarray
-) -> np.ndarray:
+def _to_nearest_class(train: np.ndarray, class_index: np.ndarray, judged: np.ndarray) -> np.ndarray:
     present = np.unique(class_index)
     means = np.stack([train[class_index == index].mean(axis=0) for index in present])
     within = train - means[np.searchsorted(present, class_index)]
-    by_class = _square_distances(judged, means, within).min(axis=1)
-    centre = train.mean(axis=0, keepdims=True)
-    return by_class - _square_distances(judged, centre, train - centre)[:, 0]
+    return np.sqrt(_square_distances(judged, means, within).min(axis=1))
 
 
 def _square_distances(rows: np.ndarray, centres: np.ndarray, residuals: np.ndarray) -> np.ndarray:
