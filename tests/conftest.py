@@ -32,6 +32,15 @@ def _close_figures():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """Weights depend on the number of threads, and a run sets it for the whole process."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if before is not None:
+        sys.modules["torch"].set_num_threads(before)
+
+
 @pytest.fixture
 def real_sample() -> Path:
     """The folder of real pictures that ENTREP_SAMPLE names; the test is skipped without it."""

@@ -168,6 +168,7 @@ from entrep import training
 sys.path.insert(0, sys.argv[2])
 import test_training
 training.KEEP_EVERY_S = 0
+torch.set_num_threads(int(sys.argv[3]))
 job = np.load(sys.argv[1] + "/study.npz")
 options = test_training.dataclasses.replace(test_training.OPTIONS, epochs=400, patience=0)
 training.train_network(job["prepared"], job["target"], job["validation"], options=options,
@@ -180,6 +181,7 @@ def test_killed_with_sigkill_a_training_goes_on_to_the_same_weights(study, tmp_p
     prepared, target, fold, _ = study
     np.savez(tmp_path / "study.npz", prepared=prepared, target=target, validation=fold == 0)
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
+    command.append(str(torch.get_num_threads()))  # another number trains other last bits
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     kept, patience = tmp_path / "kept.pt", time.monotonic() + 120
     while not kept.is_file() and process.poll() is None and time.monotonic() < patience:
