@@ -166,7 +166,7 @@ def test_real_pictures_end_in_three_valid_submissions(real_sample, tmp_path):
     from entrep.data import find_challenge
     from entrep.submission import check_submission
 
-    small = {"folds": 2, "epochs": 1, "image_size": 96}
+    small = {"folds": 2, "epochs": 1, "image_size": 64, "phantoms": 140}
     run("mini", data=real_sample, out=tmp_path / "run", parameters=small)
     challenge = find_challenge(real_sample)
     for name in TRACKS:
@@ -185,7 +185,8 @@ def test_class_folders_without_test_lists_end_in_scores_and_no_submission(finish
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((finished / "data" / row.path).read_bytes())
     out = tmp_path / "run"
-    run("mini", data=tmp_path / "classes", out=out, parameters={"epochs": 1, "image_size": 64})
+    small = {"folds": 2, "epochs": 1, "image_size": 64, "phantoms": 0}
+    run("mini", data=tmp_path / "classes", out=out, parameters=small)
     assert not (out / "submissions").exists()
     scores = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert scores["04_hybrid"]["combined"]["heldout"]["pictures"] > 0
