@@ -196,7 +196,8 @@ def split_findings(text: str) -> list[str]:
     text = unicodedata.normalize("NFC", _checked(text))
     pieces = _pieces(text)
     parts: list[_Piece] = []
-    for piece, after in zip(pieces, [*pieces[1:], None], strict=True):
+    for index, piece in enumerate(pieces):
+        after = pieces[index + 1] if index + 1 < len(pieces) else None
         if parts and parts[-1].waits:
             parts[-1] = _joined(parts[-1], piece)
         elif parts and not piece.usable and not (after and piece.goes_right(parts[-1])):
@@ -265,8 +266,12 @@ def _checked(text: str) -> str:
 
 
 def _tokens(text: str) -> list[str]:
+    return _words(_checked(text))
+
+
+def _words(text: str) -> list[str]:
     # Folding case may undo the composition of letters, hence NFKC before and after.
-    folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", _checked(text))).casefold()
+    folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
     folded = unicodedata.normalize("NFKC", folded).replace("\u2019", "'")
     return _replaced([_spelt(word) for word in _WORD.findall(folded)], JOINED)
 
@@ -283,7 +288,7 @@ def _spelt(word: str) -> str:
 
 def _english_tokens(text: str) -> list[str]:
     tokens = _tokens(text)
-    return _tokens(" ".join(_replaced(tokens, GLOSSARY))) if is_vietnamese(text) else tokens
+    return _words(" ".join(_replaced(tokens, GLOSSARY))) if is_vietnamese(text) else tokens
 
 
 def _longest_terms(tokens: list[str], table: Mapping[str, T]) -> list[tuple[str, T | None]]:

@@ -22,7 +22,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _terms(text: str) -> list[str]:
-    return [term.strip() for term in text.replace("\n", " ").split(",")]
+    return [" ".join(term.split()) for term in text.split(",")]
 
 
 # British beginnings of words, and what they become.
@@ -143,10 +143,10 @@ JOINED = {
         ear drum, ear wax, ear ache, nose bleed, post nasal, naso pharynx, naso pharyngeal, oro
         pharynx, oro pharyngeal, hypo pharynx, hypo pharyngeal, laryngo pharynx, laryngo
         pharyngeal, supra glottic, sub glottic, inter arytenoid, ary epiglottic, muco purulent,
-        sero mucous, peri tonsillar, a mi đan, v a
+        sero mucous, peri tonsillar, v a
         """
     )
-}
+} | {"a mi đan": "amidan"}
 
 # Idioms in which "left" and "right" are no sides. Mirrored, each must be an idiom too, or
 # mirroring twice would not give the phrase back; hence both words stand in every frame.
@@ -174,7 +174,7 @@ _SAID = {
         ear nose and throat, ear nose throat, close to, to the left, to the right, to left, to
         right, toward the left, toward the right, towards the left, towards the right, sinus
         tract""",
-    "right": "right, rightsided, dextral",
+    "right": "right, rightsided",
     "left": "left, leftsided",
     "both": "both, bilateral, bilaterally, two side, either side, each side",
     "open": "open, opened, inspiration, inhalation, breathing, respiration",
@@ -228,6 +228,8 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
 } | dict.fromkeys(IDIOMS, ())
 
 # Vietnamese to English, word for word in Vietnamese order. No key may be an English phrase.
+# Of `IDIOMS` the mirror image is here too, though nobody says it: the mirrored phrase must be
+# read as the mirrored class.
 GLOSSARY = _pairs(
     """
     tai mũi họng = ear nose throat
@@ -345,9 +347,9 @@ GLOSSARY = _pairs(
     trái | bên trái = left
     sang phải | sang bên phải = to the right
     sang trái | sang bên trái = to the left
-    không phải = not
-    cần phải = must
-    mắc phải | gặp phải = acquired
+    không phải | không trái = not
+    cần phải | cần trái = must
+    mắc phải | gặp phải | mắc trái | gặp trái = acquired
     hai = both
     hai bên | 2 bên = on both sides
     bên = side
@@ -363,6 +365,12 @@ GLOSSARY = _pairs(
     vàng | màu vàng = yellow
     xám | màu xám = gray
     nhợt | nhợt nhạt | nhợt màu | nhạt màu = pale
+    hồng = pink
+    đen = black
+    nâu = brown
+    sạch = clean
+    sáng = bright
+    thông thoáng = patent
     nhẵn = smooth
     mờ = dull
     lõm = retracted
@@ -370,7 +378,8 @@ GLOSSARY = _pairs(
     mủ = pus
     mủ vàng = yellow pus
     dịch = fluid
-    dịch mủ | dịch đục = purulent discharge
+    dịch mủ = purulent discharge
+    dịch đục = turbid fluid
     dịch nhầy = mucous discharge
     dịch nhầy mủ | dịch mủ nhầy = mucopurulent discharge
     máu = blood
@@ -403,6 +412,10 @@ GLOSSARY = _pairs(
     mảng = plaque
     giả mạc = exudate
     loét = ulcer
+    xuất tiết = secretion
+    tụ máu = hematoma
+    mạch máu = vessel
+    bít = blocking
     sẹo = scar
     liệt = paralysis
     khe hở = gap
@@ -449,7 +462,7 @@ SYNONYMS = (
     ("cord adducted", "cord closed"),
     ("open vocal cord", "abducted vocal cord"),
     ("closed vocal cord", "adducted vocal cord"),
-    ("glottic", "vocal cord"),
+    ("glottic closure", "vocal cord closure"),
     ("throat", "pharynx"),
     ("nostril", "nasal cavity"),
     ("perforated", "ruptured"),
@@ -463,13 +476,13 @@ FINDINGS_ALONE = frozenset(
         cyst, debris, deviation, discharge, earwax, edema, effusion, enlargement, epistaxis,
         erythema, exudate, fluid, foreign, fungus, gap, granules, grommet, hair, hemorrhage,
         impaction, infection, inflammation, insect, leak, lesion, mass, mucus, nodule, nodules,
-        nosebleed, papilla, paralysis, patch, perforation, plaque, polyp, pocket, pus, redness,
+        nosebleed, paralysis, patch, perforation, plaque, polyp, pocket, pus, redness,
         retraction, scar, secretion, spur, stenosis, swelling, synechia, tumor, ulcer, wax,
         hemotympanum, abduction, adduction
         """
     )
 )
-FINDING_ENDINGS = ("itis", "oma", "osis", "rrhea", "plakia", "trophy", "mycosis")
+FINDING_ENDINGS = ("itis", "oma", "osis", "rrhea", "plakia", "trophy")
 # Words that describe: with a place they make a finding, alone they need a noun. A side does
 # not describe: "left ear" is no finding.
 DESCRIPTIONS = frozenset(
@@ -477,9 +490,9 @@ DESCRIPTIONS = frozenset(
         """
         red, swollen, pale, dull, white, whitish, yellow, gray, brown, black, amber, clear, thick,
         thin, dry, wet, moist, smooth, soft, hard, round, normal, intact, open, granular, central,
-        marginal, acute, chronic, mild, moderate, severe, small, large, big, free,
-        bulging, bright, transparent, opaque, mobile, patent, narrow, absent, irregular,
-        hyperemic, polypoid, without, no
+        marginal, acute, chronic, mild, moderate, severe, small, large, big, free, bulging,
+        bright, transparent, opaque, mobile, patent, narrow, absent, irregular, hyperemic,
+        polypoid, pink, clean, shiny, without, no
         """
     )
 )
