@@ -12,7 +12,8 @@ LAYERS = (
     ("labels", "config", "artifacts"),
     # one file read; strokes; what can be found, and its words; encoders and files of them
     ("readers", "brush", "findings", "vocabulary", "registry", "checkpoints", "cache"),
-    ("layout", "scope", "disc", "sources", "phrases"),  # the folder's parts; what one sees, says
+    # the folder's parts; the endoscope's view; phrases read
+    ("layout", "scope", "disc", "sources", "phrases"),
     ("anatomy",),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
     ("encoders", "decode", "augment"),

@@ -122,6 +122,9 @@ def test_a_known_phrase_is_read_as_its_own_class_in_both_languages(site, phrase)
         ("EARDRUM: perforated", "ear"),
         ("malleus handle, cone of light lost", "ear"),
         ("timpanic membrance", "ear"),
+        ("bulging TM", "ear"),
+        ("VA quá phát", "nose throat"),
+        ("VA độ 3", "nose throat"),
         ("middle ear", "ear"),
         ("middle meatus", "nose"),
         ("external acoustic meatus", "ear"),
@@ -312,6 +315,7 @@ def test_empty_pieces_are_no_parts():
 def test_a_semicolon_parts_findings_that_a_comma_leaves_together():
     assert split_findings("discharge, septal spur") == ["discharge, septal spur"]  # share a site?
     assert split_findings("discharge; septal spur") == ["discharge", "septal spur"]
+    assert split_findings("Discharge. Septal spur.") == ["Discharge", "Septal spur."]
 
 
 @given(WORDY)

@@ -57,7 +57,7 @@ _IDIOM = "|".join(idiom.replace(" ", r"\s+") for idiom in IDIOMS)
 _SIDE = "|".join(sorted(_MIRRORED, key=len, reverse=True))
 _SIDES = re.compile(rf"(?<!\w)(?:{_IDIOM}|(?P<side>{_SIDE}))(?!\w)", re.IGNORECASE)
 _JOINTS = re.compile(
-    r"(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<strong>[;+])|,(?!\d)"
+    r"(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<strong>[;+]|\.(?=\s))|,(?!\d)"
     r"|(?<!\S)(?:and|with|và|kèm(?:\s+theo)?)(?!\S)",
     re.IGNORECASE,
 )
@@ -71,7 +71,8 @@ def normalise_phrase(text: str) -> str:
     """The phrase in lower case, one spelling and one blank between words.
 
     Punctuation, brackets and emoji go, what stands in brackets stays; British spellings, known
-    misspellings and plurals of ENT nouns are replaced; Vietnamese keeps its letters (NFC).
+    misspellings and plurals of ENT nouns are replaced; Vietnamese keeps its letters (composed,
+    NFKC).
     Normalising twice changes nothing more.
 
     Raises:
@@ -186,12 +187,12 @@ def mirror_phrase(text: str) -> str:
 def split_findings(text: str) -> list[str]:
     """The findings that a phrase joins, in order, each usable by itself; else the phrase alone.
 
-    A phrase may part at ";", "+", ",", "and", "with" and their Vietnamese words outside
-    brackets. A part must hold a finding ("cerumen") or describe a place ("red eardrum"): words
-    that only describe go with the noun that follows ("red and swollen | vocal cords"), a place
-    goes with what precedes ("patches on the tonsils and | posterior wall"), and a finding that
-    names no site stays with a next one that does ("edema and erythema of the cords"), whose
-    site it may share.
+    A phrase may part at ";", "+", ",", "and", "with" and their Vietnamese words, and at the
+    end of a sentence, outside brackets. A part must hold a finding ("cerumen") or describe a
+    place ("red eardrum"). So words that only describe go with the noun that follows ("red and
+    swollen vocal cords"), a place goes with what precedes ("patches on the tonsils and
+    posterior wall"), and a finding that names no site stays with a next one that does ("edema
+    and erythema of the cords"), whose site it may share. Read the site from the whole phrase.
     """
     text = unicodedata.normalize("NFC", _checked(text))
     pieces = _pieces(text)
@@ -326,7 +327,7 @@ class _Piece(NamedTuple):
 
     start: int
     end: int
-    apart: bool  # after ";" or "+", which part more than a comma does
+    apart: bool  # after ";", "+" or a sentence, which part more than a comma does
     finding: bool
     describes: bool
     place: bool

@@ -106,6 +106,8 @@ WORDS = _pairs(
     rhinorrhoea = rhinorrhea
     otorrhoea = otorrhea
     mould = mold
+    hyperaemic = hyperemic
+    hyperaemia = hyperemia
     fibre = fiber
     sinuses = sinus
     choanae = choana
@@ -191,7 +193,8 @@ _SAID = {
         choanal, vomer, hiatus semilunaris, agger nasi, inverted papilloma, sphenoethmoidal
         recess, columella, nasolacrimal canal""",
     "ear": """
-        ear, aural, otic, auricle, auricular, pinna, tragus, preauricular, preauricular sinus,
+        ear, tm, eac,
+        aural, otic, auricle, auricular, pinna, tragus, preauricular, preauricular sinus,
         eardrum, drum, tympanic, tympanum, hemotympanum, tympanosclerosis, myringosclerosis,
         myringitis, tympanostomy, myringotomy, grommet, ventilation tube, auditory, acoustic,
         canal, external meatus, cerumen, earwax, wax, malleus, incus, stapes, ossicle, ossicular,
@@ -213,7 +216,7 @@ _SAID = {
         anterior pillar, posterior pillar, tongue, mouth, oral, torus palatinus""",
     # Reached through the nose or past the palate.
     "nose throat": """
-        nasopharynx, nasopharyngeal, nasopharyngitis, adenoid, adenoidal, adenoiditis,
+        nasopharynx, nasopharyngeal, nasopharyngitis, va, adenoid, adenoidal, adenoiditis,
         velopharyngeal, pharyngeal tonsil, postnasal, torus, torus tubarius, fossa of rosenmuller,
         rosenmuller, rosenmuller fossa""",
     "nose ear throat": "eustachian, eustachian tube",
@@ -472,10 +475,10 @@ SYNONYMS = (
 FINDINGS_ALONE = frozenset(
     _terms(
         """
-        abscess, adhesion, bleeding, blood, body, bubble, bubbles, cerumen, closure, clot, crust,
-        cyst, debris, deviation, discharge, earwax, edema, effusion, enlargement, epistaxis,
+        abscess, adhesion, atresia, bleeding, blood, body, bone, granulation,
+        bubble, cerumen, closure, clot, crust, cyst, debris, deviation, discharge, earwax, edema, effusion, enlargement, epistaxis,
         erythema, exudate, fluid, foreign, fungus, gap, granules, grommet, hair, hemorrhage,
-        impaction, infection, inflammation, insect, leak, lesion, mass, mucus, nodule, nodules,
+        impaction, infection, inflammation, insect, leak, lesion, mass, mucus, nodule,
         nosebleed, paralysis, patch, perforation, plaque, polyp, pocket, pus, redness,
         retraction, scar, secretion, spur, stenosis, swelling, synechia, tumor, ulcer, wax,
         hemotympanum, abduction, adduction
