@@ -475,8 +475,9 @@ SYNONYMS = (
 FINDINGS_ALONE = frozenset(
     _terms(
         """
-        abscess, adhesion, atresia, bleeding, blood, body, bone, granulation,
-        bubble, cerumen, closure, clot, crust, cyst, debris, deviation, discharge, earwax, edema, effusion, enlargement, epistaxis,
+        abscess, adhesion, atresia, bleeding, blood, body, bone, granulation, bubble, cerumen,
+        closure, clot, crust, cyst, debris, deviation, discharge, earwax, edema, effusion,
+        enlargement, epistaxis,
         erythema, exudate, fluid, foreign, fungus, gap, granules, grommet, hair, hemorrhage,
         impaction, infection, inflammation, insect, leak, lesion, mass, mucus, nodule,
         nosebleed, paralysis, patch, perforation, plaque, polyp, pocket, pus, redness,
