@@ -10,9 +10,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "entrep"
 LAYERS = (
     ("labels", "config", "artifacts"),
-    # one file read; strokes; what can be found; encoders and files of them
-    ("readers", "brush", "findings", "registry", "checkpoints", "cache"),
-    ("layout", "scope", "disc", "sources"),  # the folder's parts; the endoscope's view
+    # one file read; strokes; what can be found, and its words; encoders and files of them
+    ("readers", "brush", "findings", "vocabulary", "registry", "checkpoints", "cache"),
+    # the folder's parts; the endoscope's view; phrases read
+    ("layout", "scope", "disc", "sources", "phrases"),
     ("anatomy",),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
     ("encoders", "decode", "augment"),
@@ -52,7 +53,9 @@ def test_a_module_imports_from_lower_layers_only(module):
     assert not wrong, f"{module} imports {wrong}: move the code down or pass the thing in"
 
 
-@pytest.mark.parametrize("module", ["metrics", "data", "folds", "phantom", "notebook", "runner"])
+@pytest.mark.parametrize(
+    "module", ["metrics", "data", "folds", "phantom", "phrases", "notebook", "runner"]
+)
 def test_these_modules_do_without_pytorch(module):
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
