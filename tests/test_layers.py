@@ -15,11 +15,12 @@ LAYERS = (
     ("layout", "scope", "disc", "sources"),  # the folder's parts; the endoscope's view
     ("anatomy",),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
-    ("encoders", "decode", "augment"),
+    ("encoders", "decode", "augment", "ranking_metrics"),
     ("embed", "packs", "network", "appearance"),
     ("probe", "attribution"),
     ("training",),
     ("prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
+    ("rerank",),
     ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
     ("runner",),
     ("cli",),
@@ -52,7 +53,20 @@ def test_a_module_imports_from_lower_layers_only(module):
     assert not wrong, f"{module} imports {wrong}: move the code down or pass the thing in"
 
 
-@pytest.mark.parametrize("module", ["metrics", "data", "folds", "phantom", "notebook", "runner"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "metrics",
+        "ranking_metrics",
+        "data",
+        "folds",
+        "phantom",
+        "retrieval",
+        "rerank",
+        "notebook",
+        "runner",
+    ],
+)
 def test_these_modules_do_without_pytorch(module):
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
