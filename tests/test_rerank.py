@@ -372,6 +372,23 @@ def test_one_to_one_gives_the_contested_picture_to_who_loses_less_by_it():
     assert ranking == [[("b", 0.8), ("a", 0.9)], [("a", 0.8), ("b", 0.2)]]
 
 
+def test_one_to_one_keeps_k_answers_where_the_assigned_one_comes_from_far_behind():
+    similarity = np.array([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1], [0.9, 0.1, 0.0]])
+    ranking = rank_one_to_one(similarity, ["a", "b", "c"], k=2)
+    assert sorted(map(len, ranking)) == [2, 2, 2]
+    assert ranking[2] == [("a", 0.9), ("b", 0.1)]
+    assert {ranking[0][0], ranking[1][0]} == {("b", 0.8), ("c", 0.1)}
+
+
+def test_last_bit_differences_change_neither_neighbours_nor_assignment():
+    noise = 1e-9 * np.array([[1, 0, 0, 2]])
+    queries, gallery = np.eye(4)[:1], unit(np.eye(4) + 0.5)
+    moved = [expand(queries, gallery, 0.8 + n, neighbours=1) for n in (noise, 0 * noise)]
+    np.testing.assert_array_equal(*moved)
+    names = ["d", "b", "a", "c"]
+    assert rank_one_to_one(0.8 + noise, names)[0][0] == ("a", 0.8)
+
+
 def test_steps_go_together():
     similarity, bank = planted_hub()
     names = [f"{i:02}.png" for i in range(41)]

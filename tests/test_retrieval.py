@@ -86,10 +86,11 @@ def test_every_column_needs_a_name():
 
 
 @pytest.mark.parametrize(
-    ("copies", "want"), [("none", {"a"}), ("identical", {"a", "b"}), ("near", {"a", "b", "c"})]
+    ("copies", "want"),
+    [("none", {"a"}), ("identical", {"a", "b"}), ("near", {"a", "b", "c"})],
 )
 def test_the_caller_decides_which_copies_may_answer(copies, want):
-    options = {"sha256": ["1", "1", "2", "3"], "groups": [0, 0, 0, 1]}
+    options = {"sha256": ["1", "1", "2", "3"], "groups": [0, 9, 0, 1]}
     excluded = excluded_answers(["a", "d"], list("abcd"), copies=copies, **options)
     assert excluded == [want, {"d"}]
     ranking = rank_similarities(np.ones((2, 4)), list("abcd"), excluded=excluded)

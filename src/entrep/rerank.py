@@ -312,9 +312,9 @@ def average_spaces(
         mean = np.where(allowed, space, 0).sum(axis=1, keepdims=True) / counts
         centred = np.where(allowed, space - mean, 0)
         deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / counts)
-        flat = deviation < 10.0**-DECIMALS  # rounding noise must not become an opinion
-        standard = np.where(flat, 0, centred / np.where(flat, 1, deviation))
-        total += np.where(allowed, weight * standard, -np.inf)
+        # Rounding noise must not become an opinion: without contrast the row stays near 0.
+        scale = np.where(deviation < 10.0**-DECIMALS, 1, deviation)
+        total += np.where(allowed, weight * centred / scale, -np.inf)
     return total
 
 
@@ -358,12 +358,12 @@ def rank_one_to_one(
             f"{queries} queries cannot each have an answer of their own among {gallery} pictures: "
             f"{error}; rank them without assignment, or exclude less."
         ) from error
-    assigned = [gallery_ids[by_name[column]] for column in columns]
-    ranking = rank_similarities(allowed, gallery_ids, k=gallery)
-    return [
-        sorted(answers, key=lambda answer: answer[0] != first)[:k]
-        for answers, first in zip(ranking, assigned, strict=True)
-    ]
+    ranking = []
+    usual = rank_similarities(allowed, gallery_ids, k=k)
+    for values, column, answers in zip(allowed, by_name[columns], usual, strict=True):
+        first = gallery_ids[column], float(np.round(values[column], DECIMALS))
+        ranking.append([first, *(answer for answer in answers if answer != first)][:k])
+    return ranking
 
 
 def _matrix(values: np.ndarray) -> np.ndarray:
