@@ -69,6 +69,14 @@ def test_pictures_of_one_examination_share_a_group(tmp_path):
     assert duplicate_groups(tmp_path, table).tolist() == [0, 0, 1, 2]
 
 
+def test_only_copies_share_a_group_where_examinations_may_differ(tmp_path):
+    names = ("7_1_1_image01.png", "7_1_1_image02.png", "7_1_1_image03.png")
+    pictures = dict(zip(names, (draw_disc(0), draw_disc(1), draw_disc(0)), strict=True))
+    table = table_of(tmp_path, pictures)
+    assert duplicate_groups(tmp_path, table).tolist() == [0, 0, 0]
+    assert duplicate_groups(tmp_path, table, examinations=False).tolist() == [0, 1, 0]
+
+
 def test_links_join_across_kinds(tmp_path):
     pictures = {
         "7_1_1_image01.png": draw_disc(0),

@@ -16,11 +16,12 @@ LAYERS = (
     ("layout", "scope", "disc", "sources", "phrases"),
     ("anatomy",),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
-    ("encoders", "decode", "augment"),
+    ("encoders", "decode", "augment", "ranking_metrics"),
     ("embed", "packs", "network", "appearance"),
     ("probe", "attribution"),
     ("training",),
     ("prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
+    ("rerank",),
     ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
     ("runner",),
     ("cli",),
@@ -54,7 +55,19 @@ def test_a_module_imports_from_lower_layers_only(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["metrics", "data", "folds", "phantom", "phrases", "notebook", "runner"]
+    "module",
+    [
+        "metrics",
+        "ranking_metrics",
+        "data",
+        "folds",
+        "phantom",
+        "phrases",
+        "retrieval",
+        "rerank",
+        "notebook",
+        "runner",
+    ],
 )
 def test_these_modules_do_without_pytorch(module):
     found = set()

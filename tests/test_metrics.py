@@ -13,13 +13,6 @@ from entrep.labels import CLASS_NAMES
 
 labels = st.integers(0, 6)
 pairs = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)
-# Few distinct ids, so that right answers are often found, repeated or missing.
-ids = st.sampled_from("abcdefgh")
-queries = st.lists(
-    st.tuples(st.lists(ids, max_size=8, unique=True), st.sets(ids, min_size=1, max_size=3)),
-    min_size=1,
-    max_size=10,
-)
 
 
 def test_docstring_examples_run():
@@ -90,47 +83,6 @@ def test_scores_by_part_use_each_part_alone_and_leave_test_pictures_out():
     assert scores.loc["dev", "coarse_low"] < 0.75 < scores.loc["dev", "coarse_high"]
     assert scores.loc["heldout", "fine"] == 1.0
     assert list(metrics.score_by_part(pictures[:4], np.zeros(4, int)).index) == ["dev"]
-
-
-@given(queries, st.integers(1, 9))
-def test_ranking_scores_agree_with_brute_force(rows, k):
-    ranked, relevant = zip(*rows, strict=True)
-    found, reciprocal, ranks = [], [], []
-    for answers, right in rows:
-        hits = [position + 1 for position in range(len(answers)) if answers[position] in right]
-        found.append(any(answer in right for answer in answers[:k]))
-        reciprocal.append(max((1 / hit for hit in hits), default=0.0))
-        ranks.append(min(hits, default=np.inf))
-    ranks.sort()
-    middle = len(ranks) // 2
-    median = ranks[middle] if len(ranks) % 2 else (ranks[middle - 1] + ranks[middle]) / 2
-    assert metrics.recall_at_k(ranked, relevant, k) == pytest.approx(sum(found) / len(rows))
-    assert metrics.mrr(ranked, relevant) == pytest.approx(sum(reciprocal) / len(rows))
-    assert metrics.median_rank(ranked, relevant) == median
-
-
-def test_recall_is_one_for_a_perfect_ranking_and_near_chance_for_a_random_one():
-    names = [f"{i:03}.png" for i in range(100)]
-    assert metrics.recall_at_k([[name] for name in names], names, k=1) == 1.0
-    generator = np.random.default_rng(0)
-    shuffled = [list(generator.permutation(names)) for _ in range(500)]
-    chance = metrics.recall_at_k(shuffled, [names[0]] * 500, k=10)
-    assert 0.05 < chance < 0.15
-
-
-def test_score_ranking_joins_the_single_scores():
-    ranked, relevant = [["a", "b"], ["b", "a"], ["c"]], ["a", {"a"}, "z"]
-    scores = metrics.score_ranking(ranked, relevant, seed=1)
-    assert scores["queries"] == 3
-    assert scores["recall@1"] == pytest.approx(1 / 3)
-    assert scores["recall@5"] == scores["recall@10"] == pytest.approx(2 / 3)
-    assert scores["mrr"] == pytest.approx(1.5 / 3)
-    assert scores["median_rank"] == 2.0
-    assert 0.0 <= scores["low"] <= 1 / 3 <= scores["high"] <= 1.0
-
-
-def test_one_right_answer_given_as_text_is_not_taken_apart():
-    assert metrics.first_right_rank([["a", "ab"]], ["ab"]).tolist() == [2.0]
 
 
 def test_bootstrap_interval_is_deterministic_and_holds_the_mean():
@@ -282,10 +234,6 @@ def test_expected_calibration_error_is_zero_when_sure_and_right():
         (lambda: metrics.confusion_matrix([0.0], [0.0], 7), r"class indices \(int\)"),
         (lambda: metrics.accuracy([], []), "at least 1"),
         (lambda: metrics.classification_scores([], []), "at least 1"),
-        (lambda: metrics.recall_at_k([["a"]], ["a"], 0), "k: expected at least 1"),
-        (lambda: metrics.recall_at_k([], [], 1), "at least 1"),
-        (lambda: metrics.mrr([["a"]], ["a", "b"]), "1 queries, relevant 2"),
-        (lambda: metrics.mrr([["a"]], [[]]), "query 0 has no right answer"),
         (lambda: metrics.bootstrap_interval([]), "at least one value"),
         (lambda: metrics.bootstrap_interval([1, 0], [1]), "one group a value"),
         (lambda: metrics.bootstrap_interval([1, 0], level=95), "level"),

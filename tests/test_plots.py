@@ -8,6 +8,7 @@ from PIL import Image
 
 from entrep import plots
 from entrep.labels import CLASS_NAMES, MIRROR_CLASS, SITE_NAMES, SITE_OF
+from entrep.ranking_metrics import hubness
 
 
 @pytest.fixture
@@ -249,6 +250,22 @@ def test_picture_grid_takes_any_kind_of_picture_and_frames_it(generator):
     assert len(fig.axes) == 4
     assert not fig.axes[3].axison
     fig.canvas.draw()
+
+
+@pytest.mark.parametrize("most", [3, 29, 30, 400])
+def test_hubness_counts_every_picture_and_states_the_skewness(ax, generator, most):
+    plain = np.append(generator.integers(0, 3, 60), most)
+    plots.plot_hubness({"cosine": plain, "CSLS": np.ones(61, int)}, ax)
+    for patch, values in zip(ax.patches, (np.ones(61, int), plain), strict=True):
+        corners = patch.get_xy()
+        heights = corners[1:-1:2, 1]  # one a bar
+        assert heights.sum() == len(values)
+        assert corners[:, 0].min() == -0.5 and corners[:, 0].max() > most
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    never = np.mean(plain == 0)
+    assert labels[0] == f"cosine: skewness {hubness(plain):.2f}, {never:.0%} never"
+    assert labels[1] == "CSLS: skewness 0.00, 0% never"
+    ax.figure.canvas.draw()
 
 
 def test_picture_grid_refuses_a_title_too_few():

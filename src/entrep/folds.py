@@ -31,7 +31,9 @@ _INNER_SHARE = 0.65  # of the disc's diameter; the square of 0.71 would touch th
 _LIT = 16  # grey value above which a pixel belongs to the disc
 
 
-def duplicate_groups(root: str | Path, pictures: pd.DataFrame) -> np.ndarray:
+def duplicate_groups(
+    root: str | Path, pictures: pd.DataFrame, *, examinations: bool = True
+) -> np.ndarray:
     """Number the groups of pictures that show the same thing, or may.
 
     One group: byte-identical pictures, near-identical ones (a copy that was encoded again,
@@ -41,6 +43,8 @@ def duplicate_groups(root: str | Path, pictures: pd.DataFrame) -> np.ndarray:
     Args:
         root: folder that the paths are relative to.
         pictures: `path`, `image_id` and `sha256` of N pictures.
+        examinations: False leaves pictures of one examination apart unless they are copies:
+            what a query may be answered with is a narrower question than what may leak.
 
     Returns:
         (N,) group numbers from 0, by first appearance.
@@ -51,7 +55,9 @@ def duplicate_groups(root: str | Path, pictures: pd.DataFrame) -> np.ndarray:
     first_rows = np.flatnonzero(~pictures["sha256"].duplicated().to_numpy())
     links = [np.column_stack([np.arange(count), first_rows[contents]])]
     seen: dict[str, int] = {}
-    same_exam = [(row, seen.setdefault(e[1], row)) for row, e in enumerate(exams) if e]
+    same_exam = [
+        (row, seen.setdefault(e[1], row)) for row, e in enumerate(exams) if e and examinations
+    ]
     links.append(np.array(same_exam, dtype=int).reshape(-1, 2))
 
     paths = [Path(root) / path for path in pictures["path"].iloc[first_rows]]

@@ -1,4 +1,4 @@
-"""Scores of classification, ranking and calibration: arrays in, numbers out.
+"""Scores of classification and calibration, and their intervals: arrays in, numbers out.
 
 Every average over classes keeps the classes that are absent from a sample: their row is
 zero, as scikit-learn gives with `labels=range(classes), zero_division=0`.
@@ -6,7 +6,7 @@ zero, as scikit-learn gives with `labels=range(classes), zero_division=0`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -146,85 +146,6 @@ def classification_scores(target: np.ndarray, predicted: np.ndarray) -> dict[str
         "coarse_accuracy": accuracy(target, predicted),
         "coarse_macro_f1": macro_f1(target, predicted, sites),
     }
-
-
-def first_right_rank(
-    ranked: Sequence[Sequence[Hashable]],
-    relevant: Sequence[Hashable | Collection[Hashable]],
-) -> np.ndarray:
-    """Find the rank of the first right answer of each query, 1 for the best place.
-
-    Args:
-        ranked: Q lists of answers, best first; they may stop early.
-        relevant: Q right answers; a list, tuple or set where several are right.
-
-    Returns:
-        (Q,) float64 ranks; infinity where no right answer is in the list.
-
-    Raises:
-        ValueError: for no query, unequal lengths or a query without any right answer.
-
-    >>> first_right_rank([["a", "b", "c"], ["a", "b"]], [{"b", "c"}, "z"]).tolist()
-    [2.0, inf]
-    """
-    if len(ranked) != len(relevant) or not len(ranked):
-        raise ValueError(
-            f"ranked has {len(ranked)} queries, relevant {len(relevant)}; "
-            "give as many of both, at least 1."
-        )
-    ranks = np.full(len(ranked), np.inf)
-    for query, (answers, right) in enumerate(zip(ranked, relevant, strict=True)):
-        several = isinstance(right, list | tuple | set | frozenset)
-        right = set(right) if several else {right}
-        if not right:
-            raise ValueError(f"query {query} has no right answer; leave it out of the score.")
-        ranks[query] = next((r for r, a in enumerate(answers, start=1) if a in right), np.inf)
-    return ranks
-
-
-def recall_at_k(
-    ranked: Sequence[Sequence[Hashable]],
-    relevant: Sequence[Hashable | Collection[Hashable]],
-    k: int,
-) -> float:
-    """Share of the queries with at least one right answer among the first k, k >= 1.
-
-    Arguments and errors are those of `first_right_rank`.
-
-    >>> recall_at_k([["a", "b"], ["a", "b"]], ["a", "b"], k=1)
-    0.5
-    """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}.")
-    return float(np.mean(first_right_rank(ranked, relevant) <= k))
-
-
-def mrr(
-    ranked: Sequence[Sequence[Hashable]],
-    relevant: Sequence[Hashable | Collection[Hashable]],
-) -> float:
-    """Mean over the queries of 1 / rank of the first right answer, 0 where there is none.
-
-    Arguments and errors are those of `first_right_rank`.
-
-    >>> mrr([["a", "b"], ["a", "b"]], ["a", "b"])
-    0.75
-    """
-    return float(np.mean(1 / first_right_rank(ranked, relevant)))
-
-
-def median_rank(
-    ranked: Sequence[Sequence[Hashable]],
-    relevant: Sequence[Hashable | Collection[Hashable]],
-) -> float:
-    """Median over the queries of the first right answer's rank; infinity if most have none.
-
-    Arguments and errors are those of `first_right_rank`.
-
-    >>> median_rank([["a", "b"], ["a", "b"]], ["a", "b"])
-    1.5
-    """
-    return float(np.median(first_right_rank(ranked, relevant)))
 
 
 def bootstrap_interval(
@@ -432,33 +353,6 @@ def score_by_part(pictures: pd.DataFrame, predicted: np.ndarray, *, seed: int = 
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows[part] = row | {name: scores[name] for name in ("macro_f1", "weighted_f1")}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
-
-
-def score_ranking(
-    ranked: Sequence[Sequence[Hashable]],
-    relevant: Sequence[Hashable | Collection[Hashable]],
-    *,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Score rankings: queries, recall@1, 5 and 10, the interval of recall@1, MRR, median rank.
-
-    Arguments and errors are those of `first_right_rank`; `seed` is the bootstrap's.
-
-    >>> scores = score_ranking([["a", "b"], ["a", "b"]], ["a", "b"])
-    >>> scores["recall@1"], scores["recall@5"], scores["mrr"]
-    (0.5, 1.0, 0.75)
-    """
-    low, high = bootstrap_interval(first_right_rank(ranked, relevant) <= 1, seed=seed)
-    return {
-        "queries": len(ranked),
-        "recall@1": recall_at_k(ranked, relevant, 1),
-        "low": low,
-        "high": high,
-        "recall@5": recall_at_k(ranked, relevant, 5),
-        "recall@10": recall_at_k(ranked, relevant, 10),
-        "mrr": mrr(ranked, relevant),
-        "median_rank": median_rank(ranked, relevant),
-    }
 
 
 def reliability_table(probs: np.ndarray, target: np.ndarray, bins: int = 10) -> pd.DataFrame:

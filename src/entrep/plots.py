@@ -32,6 +32,7 @@ from entrep.metrics import (
     reliability_table,
     risk_coverage,
 )
+from entrep.ranking_metrics import hubness
 
 CLASS_COLOURS = dict(
     zip(
@@ -514,6 +515,35 @@ def plot_attribution(
     bar = fig.colorbar(image, ax=axes[1].tolist(), extend=extend, aspect=12, pad=0.01)
     bar.set_label("fall of the log-odds", fontsize=9)
     return fig
+
+
+def plot_hubness(counts: Mapping[str, np.ndarray], ax: Axes) -> Axes:
+    """Draw how many gallery pictures answer how often; a hub stands far to the right.
+
+    Args:
+        counts: (G,) answers of each picture (`ranking_metrics.answer_counts`) by method, G >= 1;
+            at most four. The skewness and the share that is never found stand in the legend.
+        ax: where to draw.
+    """
+    most = max(int(values.max()) for values in counts.values())
+    # One bar a count while they can be told apart, else equal bars of whole counts.
+    edges = np.arange(0, most + 2, -(-(most + 1) // 30)) - 0.5
+    edges = edges if edges[-1] > most else np.append(edges, 2 * edges[-1] - edges[-2])
+    for (method, values), colour, dash in zip(
+        counts.items(), (FINE, CHOSEN, RIGHT, WRONG), ("-", "--", "-.", ":"), strict=False
+    ):
+        label = f"{method}: skewness {hubness(values):.2f}, {np.mean(values == 0):.0%} never"
+        ax.hist(values, edges, histtype="step", lw=1.8, color=colour, ls=dash, label=label)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=0.6)
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("queries that a picture is among the first answers of")
+    ax.set_ylabel("gallery pictures (log scale)")
+    ax.grid(axis="y")
+    ax.legend(loc="upper right")
+    return ax
 
 
 def plot_neighbours(
