@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "entrep"
 LAYERS = (
     ("labels", "config", "artifacts"),
     # one file read; strokes; what can be found; encoders and files of them
-    ("readers", "brush", "findings", "registry", "checkpoints", "cache"),
-    ("layout", "scope", "disc", "sources"),  # the folder's parts; the endoscope's view
-    ("anatomy",),
+    ("readers", "brush", "findings", "registry", "checkpoints", "cache", "index"),
+    # the folder's parts; the endoscope's view; search in an index
+    ("layout", "scope", "disc", "sources", "exact", "search_page"),
+    ("anatomy", "approximate"),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
     ("encoders", "decode", "augment"),
     ("embed", "packs", "network", "appearance"),
-    ("probe", "attribution"),
+    ("probe", "attribution", "archive"),
     ("training",),
     ("prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
     ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
