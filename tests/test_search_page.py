@@ -94,10 +94,9 @@ def test_an_injecting_name_that_is_there_is_shown_and_escaped(pictures, tmp_path
     assert [tag for tag, _ in page.tags].count("img") == 2 and name in page.words
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_cannot_be_shown_is_said(pictures, tmp_path):
     (pictures / "text.png").write_bytes(b"no picture")
-    (pictures / "big.png").write_bytes(_huge())
+    Image.new("1", (8000, 8000)).save(pictures / "big.png")
     hits = [
         Hit("gone.png", 0.9, "0" * 64),
         Hit("a.png", 0.8, "0" * 64),
@@ -108,12 +107,6 @@ def test_what_cannot_be_shown_is_said(pictures, tmp_path):
     assert "img" not in {tag for tag, _ in page.tags}
     for words in ("not there any more", "has changed since", "neither PNG", "50 megapixels"):
         assert words in page.words
-
-
-def _huge():
-    picture = io.BytesIO()
-    Image.new("L", (1, 1)).save(picture, "PNG")
-    return picture.getvalue().replace(b"\x00\x00\x00\x01" * 2, b"\x00\x00\xff\xff" * 2, 1)
 
 
 def test_a_name_that_is_no_text_can_be_written(pictures, tmp_path):
