@@ -24,10 +24,10 @@ from statistics import median
 import numpy as np
 import torch
 
+from entrep.archive import SEGMENT_ROWS
 from entrep.exact import search_exact
 from entrep.index import Index, Recipe, commit, open_index, write_segment
 
-SEGMENT_ROWS = 1024
 K = 10
 ALLOWED_RATIO = 1.2
 ALLOWED_GB = 1.5

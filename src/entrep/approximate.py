@@ -7,6 +7,7 @@ sample agree with exact search as often as asked.
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -117,11 +118,17 @@ def _sample(index: Index, count: int) -> np.ndarray:
 
 
 def _faiss() -> ModuleType:
+    if sys.platform == "darwin":
+        # Both bring an OpenMP of their own, and the second one ends the process.
+        raise ValueError(
+            "FAISS crashes beside PyTorch on macOS (faiss-wheels issue 73); search exactly, "
+            "without --approximate."
+        )
     try:
         import faiss
     except ImportError as error:
         raise ValueError(
             "faiss is not installed; it is needed for --approximate only. Install it: "
-            "pip install faiss-cpu"
+            "pip install 'entrep[faiss]', or faiss-cpu."
         ) from error
     return faiss

@@ -35,7 +35,8 @@ from entrep.readers import check_header, check_picture, first_three
 from entrep.registry import ENCODERS, split_size
 
 DEFAULT_ENCODER = "demo-clip"  # shipped, and reads pictures and phrases
-SEGMENT_ROWS = 1024  # what a killed build has to do again at most
+COMMIT_ROWS = 1024  # pictures that a killed build has to embed again at most
+SEGMENT_ROWS = 8192  # a shorter last segment is written anew with the next rows
 MOST_CHARACTERS = 2000  # of a phrase; text towers read some hundred characters
 LIBRARIES = ("torch", "timm", "open_clip_torch", "pillow")
 
@@ -72,7 +73,7 @@ def build_index(
     crop: bool | None = None,
     approximate: bool = False,
     workers: int | None = None,
-    segment_rows: int = SEGMENT_ROWS,
+    commit_rows: int = COMMIT_ROWS,
     progress: bool = True,
 ) -> IndexReport:
     """Make an index of a folder's pictures, or bring one up to date with its folder.
@@ -92,7 +93,7 @@ def build_index(
         crop: whether pictures are cut to the lit disc, as they are by default.
         approximate: make a FAISS index of the vectors too; see `build_approximate`.
         workers: processes that decode; see `decode_pictures`.
-        segment_rows: pictures that are committed together.
+        commit_rows: pictures that are committed together.
         progress: show a progress bar.
 
     Raises:
@@ -123,7 +124,7 @@ def build_index(
         check_encoder(index, network)
         sweep(index)
         report = IndexReport(index)
-        _mirror(report, root, names, network, segment_rows, batch_size, workers, progress)
+        _mirror(report, root, names, network, commit_rows, batch_size, workers, progress)
         if approximate and index.approximate is None:
             build_approximate(index)
         sweep(index)
@@ -252,7 +253,7 @@ def _mirror(
     root: Path,
     names: Sequence[str],
     encoder: Encoder,
-    segment_rows: int,
+    commit_rows: int,
     batch_size: int,
     workers: int | None,
     progress: bool,
@@ -279,11 +280,11 @@ def _mirror(
     changed = bool(gone or copied) or index.pictures != str(root)
     index.pictures = str(root)
 
-    writer = _Writer(index, segment_rows)
+    writer = _Writer(index)
     if gone or copied:
         # Renamed pictures change places in one commit.
-        for start in range(0, len(copied), segment_rows):
-            part = copied[start : start + segment_rows]
+        for start in range(0, len(copied), SEGMENT_ROWS):
+            part = copied[start : start + SEGMENT_ROWS]
             rows = np.array([row_of[digest_of[name]] for name in part])
             for segment, positions, local in index.gather(rows):
                 vectors = index.vectors(segment)[local]
@@ -292,7 +293,6 @@ def _mirror(
         if gone:
             writer.rewrite(gone)
         writer.commit()
-        sweep(index)
     report.added += len(copied)
 
     def decodable() -> Iterator[str]:
@@ -329,7 +329,7 @@ def _mirror(
                     report.embedded += 1
                     report.added += len(same)
                     index.unfinished -= len(same)
-                if len(writer.names) >= segment_rows:
+                if len(writer.names) >= commit_rows:
                     writer.commit()
         finally:
             # Also when somebody stops it: what is done stays done.
@@ -347,8 +347,8 @@ def _mirror(
 class _Writer:
     """Rows on their way to the next segment."""
 
-    def __init__(self, index: Index, segment_rows: int):
-        self.index, self.segment_rows = index, segment_rows
+    def __init__(self, index: Index):
+        self.index = index
         self._clear()
 
     def _clear(self) -> None:
@@ -360,6 +360,8 @@ class _Writer:
         self.names += names
         self.digests += sha256
         self.vectors.append(vectors)
+        if len(self.names) >= SEGMENT_ROWS:
+            self._write()
 
     def rewrite(self, gone: set[str]) -> None:
         """Replace each segment that holds one of these pictures by one without it."""
@@ -371,18 +373,17 @@ class _Writer:
             if len(kept) == segment.rows:
                 continue
             self._take(segment, kept)
-            if len(self.names) >= self.segment_rows:
-                self._write()
 
     def commit(self) -> None:
         """Write what was taken in as a segment, together with a last one that is short."""
         last = self.index.segments[-1] if self.index.segments else None
-        if last and last.rows < self.segment_rows and self.names:
+        if last and last.rows < SEGMENT_ROWS and self.names:
             self._take(last, range(last.rows))
         if self.names:
             self._write()
         self.index.approximate = None  # it was of the rows as they were
         commit(self.index)
+        sweep(self.index)
 
     def _take(self, segment, rows: Sequence[int]) -> None:
         """Move rows out of a segment, which leaves the index."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from entrep.index import Hit, Index
 
-BLOCK = 8192  # rows a product; smaller ones cost time, larger ones memory and no time less
+BLOCK = 4096  # rows a product; its results are read again while they are in the cache
 GROUP = 32  # columns of which only the best is ranked, as long as k is small
 QUERIES_AT_ONCE = 1024
 DECIMALS = 6
@@ -32,7 +32,7 @@ def search_exact(index: Index, queries: np.ndarray, *, k: int = 10) -> list[list
     """The k nearest pictures of each query by cosine similarity, best first.
 
     Memory stays flat whatever the size of the index: a block of rows in float32 and its
-    products (32 MB per 1,024 queries) beside one mapped segment.
+    products (16 MB for 1,024 queries) beside one mapped segment.
 
     Args:
         index: from `open_index`.
@@ -125,7 +125,6 @@ def stream_blocks(index: Index, rows: int) -> Iterator[tuple[int, Tensor]]:
 
 def _candidates(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Every (query, row) that may be among the k best of the query, and few others."""
-    query = torch.from_numpy(queries)
     group = GROUP if k * GROUP * 4 <= BLOCK else 1
     rows = min(BLOCK, -(-len(index) // group) * group)
     products = torch.empty(len(queries), rows)
@@ -133,18 +132,18 @@ def _candidates(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     # Of each query the k best maxima of groups: k different rows, so the k-th bounds the k-th
     # best row from below.
     best = torch.full((len(queries), k), -torch.inf)
+    floor = best[:, -1]
     kept: list[Candidates] = []
     for first, block in stream_blocks(index, rows):
-        if len(block) < rows:
-            products[:, len(block) :] = -torch.inf
-            products[:, : len(block)] = query @ block.T
-        else:
-            torch.mm(query, block.T, out=products)
+        # NumPy's product: on some processors PyTorch's (MKL) takes a fourth longer.
+        np.matmul(queries, block.numpy().T, out=products.numpy()[:, : len(block)])
+        products[:, len(block) :] = -torch.inf
         top = grouped.amax(dim=-1)
-        nearest = top.topk(min(k, top.shape[1]), dim=1).values
-        best = torch.cat([best, nearest], dim=1).topk(k, dim=1).values
-        floor = best[:, -1] - MARGIN
         of, which = (top >= floor[:, None]).nonzero(as_tuple=True)
+        better = of.unique()  # few queries, after the first blocks
+        nearest = torch.cat([best[better], top[better]], dim=1)
+        best[better] = nearest.topk(k, dim=1).values
+        floor = best[:, -1] - MARGIN
         values = grouped[of, which]
         good = (values >= floor[of][:, None]) & (values > -torch.inf)
         hit, lane = good.nonzero(as_tuple=True)
