@@ -129,6 +129,6 @@ def _faiss() -> ModuleType:
     except ImportError as error:
         raise ValueError(
             "faiss is not installed; it is needed for --approximate only. Install it: "
-            "pip install 'entrep[faiss]', or faiss-cpu."
+            "pip install faiss-cpu"
         ) from error
     return faiss

@@ -22,6 +22,7 @@ from entrep.index import (
     Hit,
     Index,
     Recipe,
+    Segment,
     claimed,
     commit,
     display_name,
@@ -52,6 +53,7 @@ class IndexReport:
             known.
         removed: pictures that are gone from the folder, or have other bytes now.
         skipped: why a picture is left out, by path.
+        dropped: whether a FAISS index was left behind, as it was of other pictures.
     """
 
     index: Index
@@ -59,6 +61,7 @@ class IndexReport:
     embedded: int = 0
     removed: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    dropped: bool = False
 
 
 def build_index(
@@ -127,6 +130,7 @@ def build_index(
         _mirror(report, root, names, network, commit_rows, batch_size, workers, progress)
         if approximate and index.approximate is None:
             build_approximate(index)
+            report.dropped = False
         sweep(index)
     return report
 
@@ -245,6 +249,8 @@ def describe_report(report: IndexReport) -> str:
         lines.append(
             f"approximate index: finds {made.recall:.3f} of the 10 nearest in {made.probes} lists"
         )
+    if report.dropped:
+        lines.append("the approximate index was of other pictures; --approximate makes it anew")
     return "\n".join(lines)
 
 
@@ -263,12 +269,12 @@ def _mirror(
     digest_of = _hash(root, names, skipped)
     known = index.all_keys()
     gone = {name for name, (digest, _) in known.items() if digest_of.get(name) != digest}
-    if known and len(gone) == len(known):
+    row_of = {digest: row for digest, row in known.values()}
+    if known and row_of.keys().isdisjoint(digest_of.values()):
         raise ValueError(
             f"{index.folder} is an index of {len(known)} pictures of {index.pictures}, and none "
             f"of them is in {root}; give that folder, or a new folder for the index."
         )
-    row_of = {digest: row for digest, row in known.values()}
     fresh = [n for n, digest in digest_of.items() if n not in known or known[n][0] != digest]
     copied = [name for name in fresh if digest_of[name] in row_of]
     names_of: dict[str, list[str]] = {}
@@ -280,7 +286,8 @@ def _mirror(
     changed = bool(gone or copied) or index.pictures != str(root)
     index.pictures = str(root)
 
-    writer = _Writer(index)
+    writer, before = _Writer(index), index.segments
+    report.dropped = index.approximate is not None
     if gone or copied:
         # Renamed pictures change places in one commit.
         for start in range(0, len(copied), SEGMENT_ROWS):
@@ -291,7 +298,7 @@ def _mirror(
                 these = [part[position] for position in positions]
                 writer.add(these, [digest_of[name] for name in these], vectors)
         if gone:
-            writer.rewrite(gone)
+            writer.rewrite(before, gone)
         writer.commit()
     report.added += len(copied)
 
@@ -320,10 +327,11 @@ def _mirror(
                         skipped[same] = reason.replace(str(root / name), str(root / same))
                 for name, vector in zip(part.keys, part.matrix, strict=True):
                     digest = digest_of[name]
-                    if not _still(root / name, digest):
-                        skipped[name] = f"{root / name}: it changed while it was read; run again."
-                        continue
                     same = names_of[digest]
+                    if not _still(root / name, digest):
+                        reason = "it changed while it was read; run again."
+                        skipped.update({other: f"{root / other}: {reason}" for other in same})
+                        continue
                     vectors = np.broadcast_to(vector, (len(same), len(vector)))
                     writer.add(same, [digest] * len(same), vectors)
                     report.embedded += 1
@@ -334,7 +342,7 @@ def _mirror(
         finally:
             # Also when somebody stops it: what is done stays done.
             stream.close()
-            if writer.names:
+            if writer.names and writer.whole:
                 writer.commit()
     if not len(index):
         first = next(iter(skipped.values()))
@@ -342,13 +350,17 @@ def _mirror(
     if changed or report.added or index.unfinished:
         index.unfinished = 0
         commit(index)
+    report.dropped = report.dropped and index.approximate is None
 
 
 class _Writer:
-    """Rows on their way to the next segment."""
+    """Rows on their way to the next segment.
+
+    `whole` is False within a change: one that was broken off must not be committed.
+    """
 
     def __init__(self, index: Index):
-        self.index = index
+        self.index, self.whole = index, True
         self._clear()
 
     def _clear(self) -> None:
@@ -356,6 +368,11 @@ class _Writer:
 
     def add(self, names: Sequence[str], sha256: Sequence[str], vectors: np.ndarray) -> None:
         """Take rows in; they are in the index when they are committed."""
+        self.whole = False
+        self._add(names, sha256, vectors)
+        self.whole = True
+
+    def _add(self, names: Sequence[str], sha256: Sequence[str], vectors: np.ndarray) -> None:
         self.index.width = self.index.width or vectors.shape[1]
         self.names += names
         self.digests += sha256
@@ -363,12 +380,11 @@ class _Writer:
         if len(self.names) >= SEGMENT_ROWS:
             self._write()
 
-    def rewrite(self, gone: set[str]) -> None:
-        """Replace each segment that holds one of these pictures by one without it."""
-        index = self.index
-        for segment in index.segments:
-            keys = index.keys(segment)
-            names = [index.checked_name(bytes(path)) for path in keys["path"]]
+    def rewrite(self, segments: Sequence[Segment], gone: set[str]) -> None:
+        """Replace each of these segments that holds such a picture by one without it."""
+        for segment in segments:
+            keys = self.index.keys(segment)
+            names = [self.index.checked_name(bytes(path)) for path in keys["path"]]
             kept = [row for row, name in enumerate(names) if name not in gone]
             if len(kept) == segment.rows:
                 continue
@@ -376,6 +392,7 @@ class _Writer:
 
     def commit(self) -> None:
         """Write what was taken in as a segment, together with a last one that is short."""
+        self.whole = False
         last = self.index.segments[-1] if self.index.segments else None
         if last and last.rows < SEGMENT_ROWS and self.names:
             self._take(last, range(last.rows))
@@ -383,16 +400,17 @@ class _Writer:
             self._write()
         self.index.approximate = None  # it was of the rows as they were
         commit(self.index)
+        self.whole = True
         sweep(self.index)
 
-    def _take(self, segment, rows: Sequence[int]) -> None:
+    def _take(self, segment: Segment, rows: Sequence[int]) -> None:
         """Move rows out of a segment, which leaves the index."""
         rows = np.asarray(rows, int)
         keys = self.index.keys(segment)[rows]
         names = [self.index.checked_name(bytes(path)) for path in keys["path"]]
         digests = [digest.tobytes().hex() for digest in keys["sha256"]]
         if len(rows):
-            self.add(names, digests, np.array(self.index.vectors(segment)[rows]))
+            self._add(names, digests, np.array(self.index.vectors(segment)[rows]))
         self.index.segments = tuple(s for s in self.index.segments if s is not segment)
 
     def _write(self) -> None:
