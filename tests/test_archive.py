@@ -21,7 +21,13 @@ from PIL import Image
 from torch.nn import functional
 
 from entrep import archive
-from entrep.archive import build_index, caveat, describe_report, search_index
+from entrep.archive import (
+    build_index,
+    caveat,
+    describe_report,
+    load_index_encoder,
+    search_index,
+)
 from entrep.artifacts import sha256_file
 from entrep.index import open_index
 
@@ -362,6 +368,23 @@ def test_answers_of_a_shipped_encoder_carry_a_caveat(pictures, network, tmp_path
     assert "only seen drawn pictures" in caveat(build(pictures, tmp_path / "a").index)
     report = build(pictures, tmp_path / "b", encoder="effnet-lite0")
     assert caveat(report.index) == ""
+
+
+def test_real_pictures_find_their_site_at_rank_1(real_sample, tmp_path):
+    from entrep.data import find_challenge
+    from entrep.labels import SITE_OF
+
+    table = find_challenge(real_sample).pictures
+    labelled = table[table.class_index >= 0]
+    site = {row.path: SITE_OF[row.class_index] for row in labelled.itertuples()}
+    index = build(real_sample, tmp_path / "index", encoder="effnet-lite0").index
+    ask = {"k": len(index), "encoder": load_index_encoder(index), "copies": False}
+    right = 0
+    for path in site:
+        hits = search_index(index, image=real_sample / path, **ask)
+        first = next(hit.name for hit in hits if hit.name in site)
+        right += site[first] == site[path]
+    assert right >= 0.9 * len(site)
 
 
 def need_faiss():

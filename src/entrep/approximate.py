@@ -72,6 +72,9 @@ def build_approximate(index: Index, *, recall: float = RECALL) -> Approximate:
 def search_approximate(index: Index, queries: np.ndarray, *, k: int = 10) -> list[list[Hit]]:
     """`search_exact` among the candidates that the FAISS index gives.
 
+    Its file is read and checked by the first search in an open index; that takes as long as a
+    few exact searches do, so it pays for many queries in one process.
+
     Similarities and their order are exact; what FAISS did not look at is missing. Fewer than k
     hits come if its lists hold no more.
 
@@ -81,8 +84,9 @@ def search_approximate(index: Index, queries: np.ndarray, *, k: int = 10) -> lis
     """
     queries = check_queries(index, queries, k)
     file = index.faiss_file()
-    faiss = _faiss()
-    built = faiss.read_index(str(file))
+    if file not in index.loaded:
+        index.loaded[file] = _faiss().read_index(str(file))
+    built = index.loaded[file]
     if built.ntotal != len(index) or built.d != index.width:
         raise ValueError(
             f"{file} holds {built.ntotal} vectors of width {built.d}, the index {len(index)} of "

@@ -117,6 +117,7 @@ class Index:
         last_number: highest number that a file ever had.
         unfinished: pictures that the build at work, or a killed one, still had to add.
         approximate: a FAISS index of the same segments, if one was made.
+        loaded: files that a search keeps in memory, by path.
     """
 
     folder: Path
@@ -128,6 +129,7 @@ class Index:
     last_number: int = 0
     unfinished: int = 0
     approximate: Approximate | None = None
+    loaded: dict[Path, object] = field(default_factory=dict, repr=False)
     _sound: set[Path] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
