@@ -39,6 +39,8 @@ def test_version_and_help_answer_without_loading_anything_heavy():
         (["models", "verify", "not/there"], "this folder is no pack"),
         (["models", "pack", "biomedclip", "--from", "not/there", "--to", "p"], "not/there"),
         (["models", "fetch", "demo-clip", "--to", "p"], "no repository on the hub"),
+        (["index", "not/there", "--out", "i"], "there is no such folder"),
+        (["search", "not/there", "--text", "a polyp"], "Make it: entrep index PICTURES --out"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
@@ -142,3 +144,32 @@ def test_models_lists_every_encoder_and_the_packs_at_hand(capsys):
 def test_models_verify_checks_a_shipped_pack(capsys):
     assert cli.main(["models", "verify", str(weights_folder() / "demo-dino")]) == 0
     assert "all as packed" in capsys.readouterr().out
+
+
+def test_own_pictures_are_indexed_and_searched(tmp_path, capsys):
+    from entrep.phantom import draw_dataset
+
+    draw_dataset(tmp_path / "drawn", size=0.02, seed=0)
+    pictures = tmp_path / "drawn"
+    index, page = str(tmp_path / "index"), tmp_path / "out.html"
+    assert cli.main(["index", str(pictures), "--out", index, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "by demo-clip" in printed and "only seen drawn pictures" in printed
+    query = sorted(pictures.rglob("*.png"))[0]
+    assert cli.main(["search", index, "--image", str(query), "--html", str(page)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and lines[0].split()[:2] == ["1", "1.0000"]
+    assert page.read_text(encoding="utf-8").count("<li>") == 5
+    assert cli.main(["search", index, "--text", "a normal ear drum", "-k", "2"]) == 0
+    done = capsys.readouterr()
+    assert len(done.out.splitlines()) == 2 and "not meaningful" in done.err
+    assert cli.main(["search", index, "--text", "x" * 10_000_000]) == 2
+    assert "10,000,000 characters, at most 2,000" in capsys.readouterr().err
+    assert cli.main(["index", str(pictures), "--out", index, "--encoder", "demo-dino"]) == 2
+    assert "was built with encoder demo-clip" in capsys.readouterr().err
+
+
+def test_a_search_needs_one_query(capsys):
+    for query in ([], ["--text", "a", "--image", "b"]):
+        with pytest.raises(SystemExit):
+            cli.main(["search", "index", *query])

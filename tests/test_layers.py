@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "entrep"
 LAYERS = (
     ("labels", "config", "artifacts"),
     # one file read; strokes; what can be found, and its words; encoders and files of them
-    ("readers", "brush", "findings", "vocabulary", "registry", "checkpoints", "cache"),
-    # the folder's parts; the endoscope's view; phrases read
-    ("layout", "scope", "disc", "sources", "phrases"),
-    ("anatomy",),
+    ("readers", "brush", "findings", "vocabulary", "registry", "checkpoints", "cache", "index"),
+    # the folder's parts; the endoscope's view; phrases read; search in an index
+    ("layout", "scope", "disc", "sources", "phrases", "exact", "search_page"),
+    ("anatomy", "approximate"),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
     ("encoders", "decode", "augment", "ranking_metrics"),
     ("embed", "packs", "network", "appearance"),
-    ("probe", "attribution"),
+    ("probe", "attribution", "archive"),
     ("training",),
     ("prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
     ("rerank",),

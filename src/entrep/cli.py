@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from entrep import __version__
 
@@ -111,6 +111,64 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(describe_evaluation(found))
     if options.json:
         write_json(options.json, found)
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from entrep.archive import build_index, caveat, describe_report
+
+    report = build_index(
+        options.pictures,
+        options.out,
+        encoder=options.encoder,
+        weights_dir=options.weights_dir,
+        device=options.device,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        crop=options.crop,
+        approximate=options.approximate,
+    )
+    print(describe_report(report))
+    if caveat(report.index):
+        print(f"Note: {caveat(report.index)}")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from entrep.archive import caveat, search_index
+    from entrep.index import display_name, open_index
+    from entrep.search_page import write_page
+
+    index = open_index(options.index)
+    hits = search_index(
+        index,
+        image=options.image,
+        text=options.text,
+        k=options.k,
+        weights_dir=options.weights_dir,
+        device=options.device,
+        approximate=options.approximate,
+        copies=options.copies,
+    )
+    notes = [caveat(index)] if caveat(index) else []
+    if index.unfinished:
+        notes.append(
+            f"The index is unfinished: {index.unfinished} pictures are not in it yet. "
+            "'entrep index' goes on with them."
+        )
+    if options.approximate:
+        notes.append(
+            f"Approximate: {index.approximate.recall:.3f} of the 10 nearest were found when "
+            "the index was checked."
+        )
+    for rank, hit in enumerate(hits, start=1):
+        print(f"{rank:3}  {hit.similarity:.4f}  {display_name(hit.name)}")
+    for note in notes:
+        print(f"Note: {note}", file=sys.stderr)
+    if options.html:
+        query = {"image": options.image, "text": options.text or ""}
+        write_page(options.html, hits, index.pictures, notes=notes, **query)
+        print(f"Written: {options.html}")
     return 0
 
 
@@ -232,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="DIR", help="the challenge's folder")
     sub.add_argument("--split", default="auto", choices=("auto", "public", "private", "test"))
 
+    _search_parsers(command)
     _models_parser(commands, common)
 
     sub = command("demo-weights", _demo_weights, "Train the two embedded encoders anew.")
@@ -239,6 +298,49 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="cpu")
     return parser
+
+
+def _search_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("index", _index, "Make an index of one's own pictures, or bring it up to date.")
+    sub.add_argument("pictures", metavar="PICTURES", help="folder, with all its subfolders")
+    sub.add_argument("--out", required=True, metavar="INDEX", help="new folder, or an index")
+    sub.add_argument("--encoder", default="", metavar="NAME", help="the index's own, or demo-clip")
+    sub.add_argument("--dtype", default="", choices=("fp16", "fp32"), help="on disk (fp16)")
+    sub.add_argument(
+        "--no-crop",
+        dest="crop",
+        action="store_const",
+        const=False,
+        help="embed whole frames, not their lit discs",
+    )
+    sub.add_argument("--batch-size", type=int, default=32, help="pictures a pass at most (32)")
+    sub.add_argument(
+        "--approximate", action="store_true", help="add a FAISS index, for big collections"
+    )
+    _encoder_options(sub)
+
+    sub = command("search", _search, "Find the pictures of an index that fit a picture or phrase.")
+    sub.add_argument("index", metavar="INDEX")
+    query = sub.add_mutually_exclusive_group(required=True)
+    query.add_argument("--image", metavar="FILE", help="find what looks like this picture")
+    query.add_argument("--text", metavar="PHRASE", help="find what fits this phrase")
+    sub.add_argument("-k", type=int, default=5, help="answers (5)")
+    sub.add_argument("--html", default="", metavar="FILE", help="write a page with thumbnails")
+    sub.add_argument(
+        "--no-copies",
+        dest="copies",
+        action="store_false",
+        help="leave out pictures with the very bytes of the query",
+    )
+    sub.add_argument(
+        "--approximate", action="store_true", help="ask the FAISS index, not every vector"
+    )
+    _encoder_options(sub)
+
+
+def _encoder_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--weights-dir", default="", metavar="DIR", help="folder with model packs")
+    sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda, mps")
 
 
 def _models_parser(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:

@@ -324,6 +324,23 @@ def check_picture(path: Path) -> PictureFile:
     return PictureFile(digest, UNREADABLE if fault else "", fault)
 
 
+def check_header(path: Path) -> str:
+    """Why a picture is not to be decoded, as far as its first bytes tell; "" if it may be.
+
+    `check_picture` reads all of a file; this is for those that are decoded anyway.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            pixels = picture.width * picture.height
+    except Image.DecompressionBombError:
+        return "more than 50 megapixels"
+    except Image.UnidentifiedImageError:
+        return "neither PNG nor JPEG"
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        return f"cannot be decoded: {error}"
+    return "more than 50 megapixels" if pixels > MAX_PIXELS else ""
+
+
 def _png_fault(data: memoryview) -> str:
     position, has_pixels = 8, False
     while position + 12 <= len(data):
