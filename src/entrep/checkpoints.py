@@ -208,6 +208,8 @@ def _adapt(
         weights = convert_state_dict(model, weights)
         if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
             weights = convert_to_custom_text_state_dict(weights)
+        for key in [key for key in weights if key.endswith("positional_embedding")]:
+            weights[key] = weights[key].float()  # halves cannot be resampled on a CPU
         resize_pos_embed(weights, model)
         resize_text_pos_embed(weights, model)
     elif hasattr(model, "patch_embed"):

@@ -19,7 +19,7 @@ PROFILES: dict[str, dict[str, object]] = {
         "prototype_encoder": "effnet-lite0",
         "image_size": 192,
         "phantoms": 3000,
-        "epochs": 24,
+        "epochs": 12,
         "learning_rate": 1e-3,
         "layer_decay": 0.9,
         "patience": 8,
@@ -73,7 +73,7 @@ class RunConfig:
     # fine-tuning
     image_size: int = 112  # pixels a side
     phantoms: int = 0  # drawn pictures to train on before the real ones; 0: none
-    epochs: int = 20
+    epochs: int = 10
     learning_rate: float = 1e-3
     layer_decay: float = 0.9  # learning rate of a block relative to the block above it
     weight_decay: float = 0.05
@@ -96,6 +96,7 @@ class RunConfig:
     patience: int = 10  # epochs without a better out-of-fold loss before a fold stops; 0: never
     time_budget_min: float = 0.0  # minutes for all training, ended cleanly; 0: as long as it takes
     flip_swap: bool = True  # mirror training pictures and swap their left/right label
+    mirror_pairs: bool = True  # both at once: learn from their mean answer, as flip_tta asks
     flip_tta: bool = True  # average with the mirrored picture, its classes swapped back
     # hybrid
     decision: str = "combined"  # or "reference": its rule of thumb instead of weighed opinions
@@ -103,7 +104,15 @@ class RunConfig:
     accept_share: float = 0.95  # share of pictures like the training's that is not doubted
     abstain_share: float = 0.99  # share of them that is answered at all, if it may keep silent
     # retrieval
-    skip_copies: bool = True  # never answer with a byte-identical copy of the query
+    copies: str = "identical"  # of the query that never answer: none, identical or near
+    adapter_epochs: int = 60  # of the correction of the joint space; 0: as the encoder has it
+    same_class_weight: float = 0.1  # how much a picture of the query's class is preferred
+    named_class_weight: float = 0.1  # how much the site and side that a phrase names count
+    hubness: str = "csls"  # take off what is near to all phrases: csls, inverted_softmax, none
+    finding_weight: float = 0.0  # share of how far two pictures' known phrases agree
+    k_reciprocal_weight: float = 0.0  # share of how far two pictures' neighbours agree
+    expansion: int = 0  # neighbours that a picture is moved towards
+    phrase_variants: bool = False  # average over several wordings of a phrase
 
 
 _CHOICES = {
@@ -111,6 +120,8 @@ _CHOICES = {
     "train_precision": ("auto", "fp32", "fp16", "bf16"),
     "class_balance": ("weights", "sampler", "none"),
     "decision": ("combined", "reference"),
+    "copies": ("none", "identical", "near"),
+    "hubness": ("csls", "inverted_softmax", "none"),
     "split": ("auto", "public", "private", "test"),
 }
 
@@ -190,6 +201,12 @@ def _check(config: RunConfig) -> None:
         "members": (1, 100),
         "patience": (0, 1000),
         "time_budget_min": (0.0, 1e6),
+        "adapter_epochs": (0, 10_000),
+        "same_class_weight": (0.0, 100.0),
+        "named_class_weight": (0.0, 100.0),
+        "finding_weight": (0.0, 1.0),
+        "k_reciprocal_weight": (0.0, 1.0),
+        "expansion": (0, 1000),
         "coverage": (0.5, 0.999),
         "accept_share": (0.5, 0.999),
         "abstain_share": (0.5, 0.999),

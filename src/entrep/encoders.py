@@ -78,6 +78,47 @@ class Encoder:
         return functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
 
+LEVELS = 4  # blocks, counted from the last, whose tokens `LevelEncoder` looks at
+
+
+@dataclass
+class LevelEncoder(Encoder):
+    """A joint encoder whose rows hold more than its embedding; made by `with_levels`.
+
+    A joint embedding is made to meet captions, and drops what captions seldom say. Its blocks
+    still know it. The first `spec.width` columns are the embedding, unit norm as a row of
+    `Encoder` but for the common factor; behind it stand, for each of the last `LEVELS` blocks,
+    its first extra token (the class token) if there is one, and the mean of its patch tokens.
+    """
+
+    @torch.inference_mode()
+    def encode_pictures(self, batch: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 pictures to (B, D + L) unit-norm float32."""
+        batch = batch.to(self.device, non_blocking=True)
+        pixels = normalise(batch, self.spec.mean, self.spec.std).to(self.dtype)
+        found = self.model.visual.forward_intermediates(
+            pixels, indices=LEVELS, output_extra_tokens=True
+        )
+        parts = [found["image_features"]]
+        parts += [tokens[:, 0] for tokens in found.get("image_intermediates_prefix") or []]
+        parts += [patches.mean(dim=(2, 3)) for patches in found["image_intermediates"]]
+        rows = torch.cat([functional.normalize(part.float(), dim=-1) for part in parts], dim=1)
+        return rows / len(parts) ** 0.5
+
+
+def with_levels(encoder: Encoder) -> LevelEncoder:
+    """The same joint encoder, with rows that also hold what its last blocks saw.
+
+    Raises:
+        ValueError: for an image-only encoder.
+    """
+    if encoder.spec.family != "joint":
+        raise ValueError(f"{encoder.spec.name} reads pictures only; levels are for joint encoders.")
+    fields = {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder)}
+    fields["fingerprint"] = sha256_json([encoder.fingerprint, "levels", LEVELS])
+    return LevelEncoder(**fields)
+
+
 def resolve_device(name: str) -> torch.device:
     """Turn "auto" into the best device at hand; check any other name.
 

@@ -27,7 +27,12 @@ from entrep.registry import pack_digest
 from entrep.training import TrainingOptions, train_network
 
 # How the reference trains, as far as its description goes: changes for `options_of`.
-REFERENCE: dict[str, object] = {"linear_probe": False, "ema": False, "flip_swap": False}
+REFERENCE: dict[str, object] = {
+    "linear_probe": False,
+    "ema": False,
+    "flip_swap": False,
+    "mirror_pairs": False,
+}
 
 
 def options_of(config: RunConfig, **changes: object) -> TrainingOptions:

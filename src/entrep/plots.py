@@ -551,6 +551,7 @@ def plot_neighbours(
     neighbours: Sequence[Sequence[Picture]],
     titles: Sequence[str],
     right: Sequence[Sequence[bool]],
+    similarities: Sequence[Sequence[float]],
 ) -> Figure:
     """Show a query a row, then its nearest pictures: right ones framed green, others red.
 
@@ -559,20 +560,21 @@ def plot_neighbours(
         neighbours: Q lists of pictures, best first.
         titles: Q texts for below the query picture; "" for none.
         right: Q lists that say of each neighbour whether it is a right answer.
+        similarities: Q lists of numbers to stand below the neighbours.
     """
     k = max(len(row) for row in neighbours)
     fig, axes = plt.subplots(
         len(queries),
         k + 1,
-        figsize=(1.9 + 1.5 * k, (1.72 if any(titles) else 1.55) * len(queries) + 0.2),
+        figsize=(1.9 + 1.5 * k, 1.75 * len(queries) + 0.2),
         squeeze=False,
         width_ratios=[1.35] + [1] * k,
         layout="constrained",
     )
     for ax in axes.flat:
         ax.set_axis_off()
-    for row, query, nearest, title, verdicts in zip(
-        axes, queries, neighbours, titles, right, strict=True
+    for row, query, nearest, title, verdicts, values in zip(
+        axes, queries, neighbours, titles, right, similarities, strict=True
     ):
         if isinstance(query, str):
             text = textwrap.fill(query, 22)
@@ -582,8 +584,9 @@ def plot_neighbours(
             _show_picture(row[0], query)
             row[0].set_xlabel(textwrap.fill(title, 30), fontsize=8, parse_math=False)
         used = row[1 : len(nearest) + 1]
-        for ax, picture, verdict in zip(used, nearest, verdicts, strict=True):
+        for ax, picture, verdict, value in zip(used, nearest, verdicts, values, strict=True):
             _show_picture(ax, picture, RIGHT if verdict else WRONG)
+            ax.set_xlabel(f"{value:.2f}", fontsize=8)
             ax.text(
                 0.06,
                 0.94,

@@ -41,6 +41,7 @@ from entrep.heads import (
     CLASSES,
     QUESTIONS,
     class_weights,
+    mirror_logits,
     multi_task_loss,
     to_probs,
 )
@@ -77,6 +78,7 @@ class TrainingOptions:
     label_smoothing: float
     patience: int
     flip_swap: bool
+    mirror_pairs: bool = False
     crop: bool = True
     weights_dir: str = ""
     linear_probe: bool = True
@@ -94,6 +96,11 @@ class TrainingOptions:
     processes: int = 1
     questions: tuple[str, ...] = QUESTIONS
     start: str = ""  # a checkpoint whose weights, heads too, are where the training starts
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether each view goes through the network together with its mirror image."""
+        return self.flip_swap and self.mirror_pairs
 
 
 def train_network(
@@ -401,7 +408,8 @@ def _parts(
     """
     options, accelerator = training.options, training.accelerator
     seeds = torch.randint(2**31, (len(chosen),), generator=plan)
-    flips = torch.rand(len(chosen), generator=plan) < (0.5 if options.flip_swap else 0.0)
+    flipped = 0.5 if options.flip_swap and not options.in_pairs else 0.0
+    flips = torch.rand(len(chosen), generator=plan) < flipped
     target = torch.from_numpy(training.class_index)[chosen]
     target = torch.where(flips, mirror_classes(target), target)
     partner, weight = draw_partners(target, options.mix_share, plan)
@@ -422,8 +430,13 @@ def _parts(
 def _backward(training: _Training, pictures: Tensor, answers: Tensor, total: float) -> Tensor:
     """Add the gradients of a part of a batch whose weights sum to `total`; the part's loss."""
     options, accelerator = training.options, training.accelerator
+    pictures = pictures.to(training.device)
     with accelerator.autocast():
-        logits = training.model(pictures.to(training.device))
+        if options.in_pairs:
+            own, other = training.model(torch.cat([pictures, mirror(pictures)])).chunk(2)
+            logits = (own + mirror_logits(other)) / 2
+        else:
+            logits = training.model(pictures)
     loss = multi_task_loss(
         logits.float(),
         answers.to(training.device),
@@ -441,7 +454,8 @@ def _validation_loss(training: _Training, epoch: int) -> float:
     """Loss of the averaged network on the fold left out; stops a collapsed training."""
     options = training.options
     rows = _asked(training.class_index, options.questions) & training.validation
-    logits = predict_logits(training.average.module, training.prepared[rows], flip_tta=False)
+    flip_tta = options.in_pairs  # asked as it is trained
+    logits = predict_logits(training.average.module, training.prepared[rows], flip_tta=flip_tta)
     target = training.class_index[rows]
     if "classes" in options.questions:
         check_collapse(logits, target, epoch, options.epochs, training.name)

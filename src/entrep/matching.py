@@ -1,0 +1,403 @@
+"""From embeddings to answers: spaces learned out-of-fold, and the steps before the ranking.
+
+No picture is compared in a space that learned from it: pictures of a fold are compared among
+themselves by the adapter of the other folds, pictures outside development (held out, or of a
+test set) by all of them. A test gallery is new to every adapter, so this is how it will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from entrep.adapter import Adapter, Lessons, fit_adapter
+from entrep.config import RunConfig
+from entrep.phrases import fine_prior, log_evidence, phrase_variants, to_english
+from entrep.ranking_metrics import mrr
+from entrep.rerank import (
+    average_spaces,
+    csls,
+    expand,
+    inverted_softmax,
+    k_reciprocal,
+    phrase_distribution,
+    prefer_same_class,
+    prefer_same_finding,
+)
+from entrep.retrieval import excluded_answers, rank_similarities
+
+FINDING_TEMPERATURE = 0.05  # of a picture's distribution over the known phrases
+HUB_TEMPERATURE = 0.05  # of the inverted softmax
+
+Ranking = list[list[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where pictures, and phrases if its encoder reads them, are compared.
+
+    Attributes:
+        rows: (N, L) of all pictures: embeddings, or a `LevelEncoder`'s rows.
+        texts: (T, D) embeddings of the known phrases; None for an image-only encoder.
+        prompts: (7, D) of the classes' sentences; None likewise.
+        adapters: one a fold, or none: the frozen encoder.
+        strength: how far the adapters move it, 0 not at all.
+    """
+
+    rows: np.ndarray
+    texts: np.ndarray | None = None
+    prompts: np.ndarray | None = None
+    adapters: tuple[Adapter, ...] = ()
+    strength: float = 1.0
+
+    def judges(self, fold: int) -> list[Adapter | None]:
+        """The adapters that never saw a picture of this fold, -1 being outside of all."""
+        if not self.adapters or not self.strength:
+            return [None]
+        return list(self.adapters) if fold < 0 else [self.adapters[fold]]
+
+    def pictures(self, chosen: np.ndarray, judge: Adapter | None) -> np.ndarray:
+        """(n, D) of some rows, as a judge sees them."""
+        if judge is not None:
+            return judge.move_pictures(self.rows[chosen], self.strength)
+        width = self.rows.shape[1] if self.texts is None else self.texts.shape[1]
+        rows = self.rows[chosen, :width].astype(np.float64)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def phrases(self, embeddings: np.ndarray, judge: Adapter | None) -> np.ndarray:
+        """(n, D) of embedded phrases, as a judge sees them."""
+        if judge is not None:
+            return judge.move_texts(embeddings, self.strength)
+        return np.asarray(embeddings, np.float64)
+
+
+def learn_space(
+    space: Space, lessons: Lessons, fold: np.ndarray, *, epochs: int, seed: int
+) -> Space:
+    """The space with an adapter for each fold, fitted on the other folds.
+
+    Args:
+        space: with its N pictures.
+        lessons: about the N pictures and T phrases; read for development pictures only.
+        fold: (N,) ints, -1 for pictures outside development.
+        epochs: see `fit_adapter`; 0 leaves the space as it is.
+        seed: adapter i takes seed + i.
+    """
+    if not epochs:
+        return space
+    adapters = []
+    for number in range(int(fold.max()) + 1):
+        kept = np.flatnonzero((fold >= 0) & (fold != number))
+        study = (space.rows[kept], space.texts, space.prompts, lessons.of(kept))
+        adapters.append(fit_adapter(*study, epochs=epochs, seed=seed + number))
+    return replace(space, adapters=tuple(adapters))
+
+
+def embed_phrases(
+    texts: Sequence[str], embed: Callable[[list[str]], np.ndarray], *, variants: bool = False
+) -> np.ndarray:
+    """(T, D) unit-norm rows of phrases in English or Vietnamese.
+
+    Args:
+        texts: T phrases, to the letter.
+        embed: gives (n, D) unit-norm rows of n English texts.
+        variants: take the mean direction of several wordings of each.
+    """
+    wordings = [phrase_variants(t) if variants else [t] for t in map(to_english, texts)]
+    rows = embed([wording for group in wordings for wording in group])
+    ends = np.cumsum([0, *map(len, wordings)])
+    means = [rows[start:end].mean(axis=0) for start, end in zip(ends, ends[1:], strict=False)]
+    return np.stack([mean / np.linalg.norm(mean) for mean in means])
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Answers pictures and phrases with pictures of a gallery.
+
+    Attributes:
+        image_ids: N file names.
+        sha256: N digests of the pictures' bytes.
+        near: (N,) ids of groups of near copies, see `retrieval.excluded_answers`.
+        probs: (N, 7) calibrated class probabilities, out-of-fold for development pictures.
+        spaces: in which pictures are compared with pictures.
+        weights: of the spaces, >= 0.
+        joint: in which phrases are compared with pictures.
+        config: switches the steps: `copies`, `same_class_weight`, `named_class_weight`,
+            `hubness`, `finding_weight`, `k_reciprocal_weight` and `expansion`.
+    """
+
+    image_ids: np.ndarray
+    sha256: np.ndarray
+    near: np.ndarray
+    probs: np.ndarray
+    spaces: tuple[Space, ...]
+    weights: tuple[float, ...]
+    joint: Space
+    config: RunConfig
+
+    def answer_pictures(
+        self, queries: np.ndarray, gallery: np.ndarray, *, fold: int = -1, k: int = 10
+    ) -> Ranking:
+        """Rank the gallery for each query picture, see `rank_similarities`.
+
+        Args:
+            queries: (Q,) rows, all of them of the gallery too.
+            gallery: (G,) rows.
+            fold: that all these pictures are of, -1 outside development.
+            k: answers to keep.
+        """
+        column_of = {row: column for column, row in enumerate(gallery)}
+        columns = np.array([column_of[row] for row in queries])
+        names = self.image_ids[gallery].tolist()
+        excluded = excluded_answers(
+            [names[column] for column in columns],
+            names,
+            copies=self.config.copies,
+            sha256=self.sha256[gallery].tolist(),
+            groups=self.near[gallery].tolist(),
+        )
+        similarity = self._between_pictures(gallery, fold)[columns]
+        similarity = prefer_same_class(
+            similarity,
+            self.probs[queries],
+            self.probs[gallery],
+            weight=self.config.same_class_weight,
+        )
+        return rank_similarities(similarity, names, k=k, excluded=excluded)
+
+    def answer_phrases(
+        self,
+        texts: Sequence[str],
+        embeddings: np.ndarray,
+        gallery: np.ndarray,
+        *,
+        fold: int = -1,
+        k: int = 10,
+    ) -> Ranking:
+        """Rank the gallery for each phrase.
+
+        Args:
+            texts: Q phrases, whose words may name a site, a side or a state.
+            embeddings: (Q, D) of them, see `embed_phrases`.
+            gallery: (G,) rows.
+            fold: that all these pictures are of, -1 outside development.
+            k: answers to keep.
+        """
+        config, found = self.config, []
+        for judge in self.joint.judges(fold):
+            seen = self.joint.pictures(gallery, judge)
+            asked = self.joint.phrases(embeddings, judge)
+            known = self.joint.phrases(self.joint.texts, judge)
+            similarity = asked @ seen.T
+            if config.finding_weight and len(known):
+                says = [
+                    phrase_distribution(rows @ known.T, FINDING_TEMPERATURE)
+                    for rows in (asked, seen)
+                ]
+                similarity = prefer_same_finding(similarity, *says, weight=config.finding_weight)
+            bank = known @ seen.T
+            if len(known) and config.hubness == "csls":
+                similarity = csls(similarity, bank)
+            elif len(known) and config.hubness == "inverted_softmax":
+                similarity = inverted_softmax(similarity, bank, temperature=HUB_TEMPERATURE)
+            found.append(similarity)
+        similarity = np.mean(found, axis=0)
+        if config.named_class_weight:
+            prior = np.stack([fine_prior(text) for text in texts])
+            evidence = log_evidence(prior, self.probs[gallery])
+            similarity = similarity + config.named_class_weight * evidence
+        return rank_similarities(similarity, self.image_ids[gallery].tolist(), k=k)
+
+    def _between_pictures(self, gallery: np.ndarray, fold: int) -> np.ndarray:
+        """(G, G) of all spaces and judges together."""
+        config, found, shares = self.config, [], []
+        for space, weight in zip(self.spaces, self.weights, strict=True):
+            for judge in space.judges(fold) if weight else []:
+                seen = space.pictures(gallery, judge)
+                if config.expansion:
+                    others = seen @ seen.T
+                    np.fill_diagonal(others, -np.inf)
+                    seen = expand(seen, seen, others, neighbours=config.expansion)
+                similarity = seen @ seen.T
+                if config.finding_weight and space.texts is not None and len(space.texts):
+                    known = space.phrases(space.texts, judge)
+                    says = phrase_distribution(seen @ known.T, FINDING_TEMPERATURE)
+                    similarity = prefer_same_finding(
+                        similarity, says, says, weight=config.finding_weight
+                    )
+                found.append(similarity)
+                shares.append(weight / len(space.judges(fold)))
+        similarity = found[0]
+        if len(found) > 1:
+            # Back on the scale of a cosine, in which the next steps' weights are told.
+            apart = ~np.eye(len(gallery), dtype=bool)
+            others = [np.where(apart, one, -np.inf) for one in found]
+            mean = average_spaces(others, shares)
+            similarity = np.where(apart, mean, 1.0) * found[0][apart].std()
+        if config.k_reciprocal_weight:
+            rows, weight = np.arange(len(gallery)), config.k_reciprocal_weight
+            similarity = k_reciprocal(similarity, rows, weight=weight)
+        return similarity
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query put to one part of the pictures, for scoring.
+
+    Attributes:
+        query: its place among the queries.
+        ranked: names of the part's pictures, best first.
+        similarities: of these answers.
+        relevant: names of the right ones in this part.
+    """
+
+    query: int
+    ranked: list[str]
+    similarities: list[float]
+    relevant: set[str]
+
+
+def parts_of(fold: np.ndarray, known: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(fold, rows) of each fold, and (-1, rows) of the held-out pictures, if there are any.
+
+    Args:
+        fold: (N,) ints, -1 outside development.
+        known: (N,) bool, the labelled pictures.
+    """
+    parts = [(number, np.flatnonzero(known & (fold == number))) for number in np.unique(fold)]
+    return [(int(number), rows) for number, rows in parts if len(rows)]
+
+
+def ask_pictures(
+    matcher: Matcher,
+    parts: Sequence[tuple[int, np.ndarray]],
+    queries: np.ndarray,
+    relevant: Sequence[set[int]],
+) -> list[Asked]:
+    """Put each query picture to its own part, where that holds a right answer.
+
+    Args:
+        matcher: that answers.
+        parts: from `parts_of`.
+        queries: (Q,) rows.
+        relevant: of each query the rows of all right answers; the query itself and copies of it
+            that may not answer do not count.
+    """
+    found = []
+    for fold, gallery in parts:
+        inside = set(gallery.tolist())
+        asked = [place for place, row in enumerate(queries) if row in inside]
+        if asked:
+            answers = matcher.answer_pictures(queries[asked], gallery, fold=fold, k=len(gallery))
+            found += _judged(matcher, asked, answers, relevant, inside)
+    return found
+
+
+def ask_phrases(
+    matcher: Matcher,
+    parts: Sequence[tuple[int, np.ndarray]],
+    texts: Sequence[str],
+    embeddings: np.ndarray,
+    relevant: Sequence[set[int]],
+) -> list[Asked]:
+    """Put each phrase to every part that holds a right answer.
+
+    Args:
+        matcher: that answers.
+        parts: from `parts_of`.
+        texts: Q phrases.
+        embeddings: (Q, D) of them.
+        relevant: of each phrase the rows of all right answers.
+    """
+    found = []
+    for fold, gallery in parts:
+        inside = set(gallery.tolist())
+        asked = [place for place, right in enumerate(relevant) if right & inside]
+        if asked:
+            chosen = [texts[place] for place in asked]
+            answers = matcher.answer_phrases(
+                chosen, embeddings[asked], gallery, fold=fold, k=len(gallery)
+            )
+            found += _judged(matcher, asked, answers, relevant, inside)
+    return found
+
+
+def ladder(matcher: Matcher) -> dict[str, Matcher]:
+    """The same matcher step by step: plain cosine, then what is learned, then what is known."""
+
+    def frozen(space: Space) -> Space:
+        return replace(space, adapters=())
+
+    off = {"same_class_weight": 0.0, "named_class_weight": 0.0, "hubness": "none"}
+    off |= {"finding_weight": 0.0, "k_reciprocal_weight": 0.0, "expansion": 0}
+    plain = replace(matcher, config=replace(matcher.config, **off))
+    weights = ("same_class_weight", "named_class_weight")
+    classes = {name: getattr(matcher.config, name) for name in weights}
+    return {
+        "plain cosine": replace(
+            plain,
+            spaces=(frozen(matcher.joint),),
+            weights=(1.0,),
+            joint=frozen(matcher.joint),
+        ),
+        "all spaces": replace(
+            plain, spaces=tuple(map(frozen, matcher.spaces)), joint=frozen(matcher.joint)
+        ),
+        "+ adapter": plain,
+        "+ classes": replace(plain, config=replace(plain.config, **classes)),
+        "+ the other steps (default)": matcher,
+    }
+
+
+def choose_weights(
+    matcher: Matcher,
+    parts: Sequence[tuple[int, np.ndarray]],
+    queries: np.ndarray,
+    relevant: Sequence[set[int]],
+    steps: int = 4,
+) -> tuple[float, ...]:
+    """Weights of two spaces with the best mean reciprocal rank on out-of-fold queries.
+
+    Args:
+        matcher: with two spaces.
+        parts: of development, see `parts_of`.
+        queries: see `ask_pictures`.
+        relevant: see `ask_pictures`.
+        steps: the first space's share is a multiple of one over it.
+
+    Returns:
+        The shares; of equally good ones the most even. Without a query the even ones.
+    """
+    shares = sorted(np.linspace(0, 1, steps + 1).round(6), key=lambda share: abs(share - 0.5))
+    scores = []
+    for share in shares:
+        asked = ask_pictures(replace(matcher, weights=(share, 1 - share)), parts, queries, relevant)
+        if not asked:
+            return (0.5, 0.5)
+        scores.append(round(mrr(*rankings_of(asked)), 6))
+    best = float(shares[int(np.argmax(scores))])
+    return best, 1 - best
+
+
+def rankings_of(asked: Sequence[Asked]) -> tuple[list[list[str]], list[set[str]]]:
+    """(ranked, relevant), as the measures of `ranking_metrics` take them."""
+    return [one.ranked for one in asked], [one.relevant for one in asked]
+
+
+def _judged(
+    matcher: Matcher,
+    asked: Sequence[int],
+    answers: Ranking,
+    relevant: Sequence[set[int]],
+    inside: set[int],
+) -> list[Asked]:
+    found = []
+    for place, ranking in zip(asked, answers, strict=True):
+        names, similarities = zip(*ranking, strict=True)
+        right = {str(matcher.image_ids[row]) for row in relevant[place] & inside}
+        right &= set(names)  # a copy that may not answer is no right answer
+        if right:
+            found.append(Asked(place, list(names), list(similarities), right))
+    return found
