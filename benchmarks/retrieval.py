@@ -34,17 +34,26 @@ from entrep.embed import embed_pictures, embed_texts
 from entrep.encoders import load_encoder, with_levels
 from entrep.folds import assign_parts, duplicate_groups
 from entrep.labels import CLASS_NAMES, SITE_OF
-from entrep.matching import Matcher, Space, embed_phrases, learn_space
+from entrep.matching import (
+    Matcher,
+    Space,
+    choose_for_phrases,
+    choose_for_pictures,
+    embed_phrases,
+    ladder,
+    learn_space,
+    parts_of,
+)
 from entrep.network import load_checkpoint, predict_logits, save_checkpoint
 from entrep.phantom import ensure_dataset
 from entrep.ranking_metrics import first_right_rank
-from entrep.retrieval import copies_of, ranked_names
+from entrep.retrieval import copies_of, ranked_names, relevant_pictures
 from entrep.training import train_network
 
 CPU = torch.device("cpu")
 # What turns each step of the default off, and each that is off on.
 WITHOUT: dict[str, dict[str, object]] = {
-    "adapter": {"adapter_epochs": 0},
+    "adapters": {"adapter_epochs": 0},
     "same class": {"same_class_weight": 0.0},
     "named class": {"named_class_weight": 0.0},
     "hubness": {"hubness": "none"},
@@ -57,11 +66,6 @@ WITH: dict[str, dict[str, object]] = {
     "query expansion": {"expansion": 3},
     "phrase variants": {"phrase_variants": True},
 }
-PLAIN: dict[str, object] = {
-    **{key: value for changes in WITHOUT.values() for key, value in changes.items()},
-    "finding_weight": 0.0,
-    "phrase_variants": False,
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,6 @@ class Study:
 
     challenge: Challenge
     matcher: Matcher
-    frozen: Space
     embed: Callable[[list[str]], np.ndarray]
     truth: dict
 
@@ -118,15 +121,49 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     prompts = prototypes.mean_directions(
         sentences, np.repeat(np.arange(len(CLASS_NAMES)), len(prompts[0]))
     )
-    space = Space(rows, embed_phrases(texts, embed), prompts)
-    learned = learn_space(space, lessons, fold, epochs=config.adapter_epochs, seed=seed)
+    image_rows = embed_pictures(load_encoder("demo-dino"), *files, cache=cache, **shared).matrix
+    learning = {"epochs": config.adapter_epochs, "seed": seed}
+    spaces = (Space(rows, embed_phrases(texts, embed), prompts), Space(image_rows))
+    spaces = tuple(learn_space(space, lessons, fold, **learning) for space in spaces)
     prepared = cached_pixels(cache, *files, config.image_size, **shared)
     probs = class_probs(folder, prepared, target, fold, config)
     print(f"seed {seed}: {(fold >= 0).sum()} pictures, {len(texts)} phrases known", flush=True)
     near = duplicate_groups(root, pictures, examinations=False)
     sha256 = pictures["sha256"].to_numpy()
-    matcher = Matcher(names, sha256, near, probs, (learned,), (1.0,), learned, config)
-    return Study(challenge, matcher, space, embed, read_json(root / "truth.json"))
+    matcher = Matcher(names, sha256, near, probs, spaces, (0.5, 0.5), spaces[0], config)
+    matcher = choose(matcher, challenge, fold, embed)
+    return Study(challenge, matcher, embed, read_json(root / "truth.json"))
+
+
+def choose(
+    matcher: Matcher,
+    challenge: Challenge,
+    fold: np.ndarray,
+    embed: Callable[[list[str]], np.ndarray],
+) -> Matcher:
+    """Shares and strengths by out-of-fold pairs and phrases, as notebook 05 chooses them."""
+    train = challenge.pictures[fold >= 0]
+    row_of = dict(zip(train["image_id"], train.index, strict=True))
+    said = dict(zip(train["image_id"], train["description_en"], strict=True))
+    parts = parts_of(fold, fold >= 0)
+
+    def rows(right: list[set[str]]) -> list[set[int]]:
+        return [{row_of[name] for name in names} for names in right]
+
+    queries, answers = zip(*challenge.pairs, strict=True)
+    right = relevant_pictures(answers, [said[query] for query in queries], said)
+    asked = np.array([row_of[query] for query in queries])
+    matcher = choose_for_pictures(matcher, parts, asked, rows(right), (0.5, 0.5))
+    phrases, shown = zip(*challenge.phrases, strict=True)
+    right = relevant_pictures(shown, phrases, said)
+    matcher = choose_for_phrases(
+        matcher, parts, phrases, embed_phrases(phrases, embed), rows(right)
+    )
+    print(
+        f"shares {matcher.weights}, strength {matcher.spaces[0].strength} for pictures and "
+        f"{matcher.joint.strength} for phrases"
+    )
+    return matcher
 
 
 def class_probs(
@@ -155,12 +192,21 @@ def class_probs(
     return hybrid.combine(opinions, combiner).round(6)
 
 
-def ranks_of(study: Study, config: RunConfig) -> dict[str, np.ndarray]:
+def changed(matcher: Matcher, **changes: object) -> Matcher:
+    """The matcher with other steps."""
+    config = dataclasses.replace(matcher.config, **changes)
+    matcher = dataclasses.replace(matcher, config=config)
+    if config.adapter_epochs:
+        return matcher
+    spaces = tuple(dataclasses.replace(space, adapters=()) for space in matcher.spaces)
+    joint = dataclasses.replace(matcher.joint, adapters=())
+    return dataclasses.replace(matcher, spaces=spaces, joint=joint)
+
+
+def ranks_of(study: Study, matcher: Matcher) -> dict[str, np.ndarray]:
     """Rank of the first right answer of each query in both galleries, by kind of query."""
+    config = matcher.config
     source, found = study.challenge.pictures["source"].to_numpy(), {"image": [], "text": []}
-    matcher = dataclasses.replace(study.matcher, config=config)
-    if not config.adapter_epochs:
-        matcher = dataclasses.replace(matcher, spaces=(study.frozen,), joint=study.frozen)
     for part in ("public", "private"):
         gallery = np.flatnonzero(source == part)
         names = matcher.image_ids[gallery].tolist()
@@ -182,12 +228,16 @@ def ranks_of(study: Study, config: RunConfig) -> dict[str, np.ndarray]:
 def report(studies: list[Study], config: RunConfig) -> None:
     """Print the tables and whether the targets are met."""
 
-    def measured(**changes: object) -> dict[str, list[np.ndarray]]:
-        ranks = [ranks_of(study, dataclasses.replace(config, **changes)) for study in studies]
+    def gathered(ranks: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
         return {kind: [one[kind] for one in ranks] for kind in ("image", "text")}
 
-    plain, ours = measured(**PLAIN), measured()
-    phrases = [len(study.frozen.texts) for study in studies]
+    def measured(**changes: object) -> dict[str, list[np.ndarray]]:
+        return gathered([ranks_of(study, changed(study.matcher, **changes)) for study in studies])
+
+    frozen = [ladder(study.matcher)["plain cosine"] for study in studies]
+    plain = gathered([ranks_of(*pair) for pair in zip(studies, frozen, strict=True)])
+    ours = measured()
+    phrases = [len(study.matcher.joint.texts) for study in studies]
     rng = np.random.default_rng(0)
     gains, tests = {}, {}
     print(f"\n{len(studies)} seeds, {min(phrases)} known phrases at least\n")
@@ -201,7 +251,8 @@ def report(studies: list[Study], config: RunConfig) -> None:
         ]
         low, high = np.quantile(draws, [0.025, 0.975])
         gains[kind] = (a == 1).mean() - (b == 1).mean()
-        tests[kind] = 2 * min(np.mean(np.array(draws) <= 0), np.mean(np.array(draws) >= 0))
+        below = np.mean(np.array(draws) <= 0)
+        tests[kind] = min(1.0, 2 * min(below, 1 - below))
         mcnemar = metrics.mcnemar_test(a == 1, b == 1)["p"]
         by_seed = ", ".join(f"{o.mean() - p.mean():+.3f}" for o, p in rights)
         print(
@@ -216,9 +267,9 @@ def report(studies: list[Study], config: RunConfig) -> None:
     for name, changes in variants.items():
         if all(getattr(config, key) == value for key, value in changes.items()):
             continue
-        changed, cells = measured(**changes), []
+        other, cells = measured(**changes), []
         for kind in ("image", "text"):
-            a, b = np.concatenate(changed[kind]), np.concatenate(ours[kind])
+            a, b = np.concatenate(other[kind]), np.concatenate(ours[kind])
             cells += [f"{(a == 1).mean() - (b == 1).mean():+.3f}"]
             cells += [f"{(1 / a).mean() - (1 / b).mean():+.3f}"]
             if name.startswith("without"):

@@ -17,6 +17,7 @@ from entrep.encoders import (
     pooled_features,
     resolve_device,
     resolve_precision,
+    with_levels,
 )
 from entrep.packs import make_pack
 from entrep.preprocess import normalise
@@ -268,3 +269,27 @@ def test_surgenets_dinov3_agrees_with_its_own_loader(tmp_path):
     expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=-1)
     assert cosine(encoder.encode_pictures(batch), expected) >= 0.99999
     assert encoder.spec.width == ENCODERS["surgenet-dinov3-s"].width
+
+
+def test_rows_with_levels_begin_with_the_embedding():
+    encoder = load_encoder("demo-clip", device="cpu")
+    levels = with_levels(encoder)
+    assert levels.fingerprint != encoder.fingerprint
+    batch = torch.randint(0, 255, (3, 3, 112, 112), dtype=torch.uint8)
+    embedding, rows = encoder.encode_pictures(batch), levels.encode_pictures(batch)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
+    width = embedding.shape[1]
+    assert rows.shape[1] == width + 2 * 4 * 128  # class token and mean patch of four blocks
+    torch.testing.assert_close(functional.normalize(rows[:, :width], dim=1), embedding)
+    torch.testing.assert_close(levels.encode_texts(["x"]), encoder.encode_texts(["x"]))
+
+
+def test_levels_are_refused_for_an_image_only_encoder():
+    with pytest.raises(ValueError, match="demo-dino reads pictures only"):
+        with_levels(load_encoder("demo-dino", device="cpu"))
+
+
+def test_the_shipped_joint_encoder_takes_another_size():
+    encoder = load_encoder("demo-clip@224", device="cpu")
+    batch = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+    assert encoder.encode_pictures(batch).shape == (1, 96)

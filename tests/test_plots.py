@@ -279,7 +279,11 @@ def test_picture_grid_refuses_a_title_too_few():
 def test_neighbours_are_framed_and_marked_by_verdict(queries):
     picture = np.zeros((4, 4, 3))
     fig = plots.plot_neighbours(
-        queries, [[picture] * 3, [picture] * 2], ["text $", ""], [[True, False, True], [False] * 2]
+        queries,
+        [[picture] * 3, [picture] * 2],
+        ["text $", ""],
+        [[True, False, True], [False] * 2],
+        [[0.912, 0.5, 0.1], [0.0, -0.5]],
     )
     axes = np.array(fig.axes).reshape(2, 4)
     marks = [[texts_of(ax)[0] for ax in row[1:] if ax.images] for row in axes]
@@ -287,6 +291,7 @@ def test_neighbours_are_framed_and_marked_by_verdict(queries):
     frames = [to_hex(ax.spines["left"].get_edgecolor()) for ax in axes[0, 1:]]
     assert frames == [plots.RIGHT, plots.WRONG, plots.RIGHT]
     assert [ax.get_title() for ax in axes[0]] == ["query", "1", "2", "3"]
+    assert [ax.get_xlabel() for ax in axes[0, 1:]] == ["0.91", "0.50", "0.10"]
     fig.canvas.draw()
 
 

@@ -100,6 +100,7 @@ def test_a_failing_process_is_told(study):
         {"drop_path": 0.3},
         {"clip_norm": 0.01},
         {"flip_swap": False},
+        {"mirror_pairs": True},
         {"lora_rank": 2},
     ],
     ids=lambda change: next(iter(change)),
@@ -140,6 +141,17 @@ def test_a_mirrored_training_picture_carries_the_mirrored_label(study):
         assert answer[MIRROR_CLASS[old] if mirrored else old] == 1
         turned += mirrored
     assert 5 < turned < 23
+
+
+def test_trained_in_pairs_mirrored_pictures_teach_the_same(study):
+    prepared, target, fold, sha256 = study
+    mirrored = np.ascontiguousarray(prepared[:, :, ::-1])
+    turned = (mirrored, np.array(MIRROR_CLASS)[target], fold, sha256)
+    plain = {"augmentation": 0.0, "linear_probe": False}
+    own, other = (train(s, mirror_pairs=True, **plain)[0] for s in (study, turned))
+    assert differs(own, other) < 1e-3
+    apart = [train(s, **plain, flip_swap=False)[0] for s in (study, turned)]
+    assert differs(*apart) > 1e-2  # without pairs it matters which of the two was seen
 
 
 def test_the_sampler_draws_rare_classes_as_often(study):

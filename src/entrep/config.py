@@ -113,6 +113,7 @@ class RunConfig:
     k_reciprocal_weight: float = 0.0  # share of how far two pictures' neighbours agree
     expansion: int = 0  # neighbours that a picture is moved towards
     phrase_variants: bool = False  # average over several wordings of a phrase
+    one_to_one: bool = False  # no two phrases of a list share their first answer
 
 
 _CHOICES = {

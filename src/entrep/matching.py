@@ -25,6 +25,7 @@ from entrep.rerank import (
     phrase_distribution,
     prefer_same_class,
     prefer_same_finding,
+    rank_one_to_one,
 )
 from entrep.retrieval import excluded_answers, rank_similarities
 
@@ -98,13 +99,15 @@ def learn_space(
 def embed_phrases(
     texts: Sequence[str], embed: Callable[[list[str]], np.ndarray], *, variants: bool = False
 ) -> np.ndarray:
-    """(T, D) unit-norm rows of phrases in English or Vietnamese.
+    """(T, D) unit-norm rows of phrases in English or Vietnamese; (0, D) of none.
 
     Args:
         texts: T phrases, to the letter.
         embed: gives (n, D) unit-norm rows of n English texts.
         variants: take the mean direction of several wordings of each.
     """
+    if not len(texts):
+        return embed(["none"])[:0]
     wordings = [phrase_variants(t) if variants else [t] for t in map(to_english, texts)]
     rows = embed([wording for group in wordings for wording in group])
     ends = np.cumsum([0, *map(len, wordings)])
@@ -175,6 +178,7 @@ class Matcher:
         *,
         fold: int = -1,
         k: int = 10,
+        one_to_one: bool = False,
     ) -> Ranking:
         """Rank the gallery for each phrase.
 
@@ -184,6 +188,7 @@ class Matcher:
             gallery: (G,) rows.
             fold: that all these pictures are of, -1 outside development.
             k: answers to keep.
+            one_to_one: no two phrases share their first answer, see `rank_one_to_one`.
         """
         config, found = self.config, []
         for judge in self.joint.judges(fold):
@@ -208,7 +213,13 @@ class Matcher:
             prior = np.stack([fine_prior(text) for text in texts])
             evidence = log_evidence(prior, self.probs[gallery])
             similarity = similarity + config.named_class_weight * evidence
-        return rank_similarities(similarity, self.image_ids[gallery].tolist(), k=k)
+        rank = rank_one_to_one if one_to_one else rank_similarities
+        return rank(similarity, self.image_ids[gallery].tolist(), k=k)
+
+    def may_answer(self, query: int, row: int) -> bool:
+        """Whether a picture may answer another one, as `config.copies` has it."""
+        same = {"none": (), "identical": (self.sha256,), "near": (self.sha256, self.near)}
+        return query != row and not any(ids[query] == ids[row] for ids in same[self.config.copies])
 
     def _between_pictures(self, gallery: np.ndarray, fold: int) -> np.ndarray:
         """(G, G) of all spaces and judges together."""
@@ -282,13 +293,18 @@ def ask_pictures(
         matcher: that answers.
         parts: from `parts_of`.
         queries: (Q,) rows.
-        relevant: of each query the rows of all right answers; the query itself and copies of it
-            that may not answer do not count.
+        relevant: of each query the rows of all right answers; the query itself does not count,
+            nor do copies of it that may not answer.
     """
     found = []
     for fold, gallery in parts:
         inside = set(gallery.tolist())
-        asked = [place for place, row in enumerate(queries) if row in inside]
+        asked = [
+            place
+            for place, row in enumerate(queries)
+            if row in inside
+            and any(matcher.may_answer(row, other) for other in relevant[place] & inside)
+        ]
         if asked:
             answers = matcher.answer_pictures(queries[asked], gallery, fold=fold, k=len(gallery))
             found += _judged(matcher, asked, answers, relevant, inside)
@@ -351,34 +367,62 @@ def ladder(matcher: Matcher) -> dict[str, Matcher]:
     }
 
 
-def choose_weights(
+STRENGTHS = (1.0, 0.5, 0.0)
+
+
+def choose_for_pictures(
     matcher: Matcher,
     parts: Sequence[tuple[int, np.ndarray]],
     queries: np.ndarray,
     relevant: Sequence[set[int]],
-    steps: int = 4,
-) -> tuple[float, ...]:
-    """Weights of two spaces with the best mean reciprocal rank on out-of-fold queries.
+    fallback: tuple[float, float],
+) -> Matcher:
+    """The matcher with those weights and strengths of its spaces that answer pairs best.
+
+    A guard against forgetting, too: where few pictures teach little, the frozen encoders answer
+    better, and strength 0 is what is chosen. Fine-tuned weights moved part of the way back are
+    often better than both ends (Wortsman et al., arXiv 2109.01903).
 
     Args:
         matcher: with two spaces.
-        parts: of development, see `parts_of`.
+        parts: of development, see `parts_of`: every answer is out-of-fold.
         queries: see `ask_pictures`.
         relevant: see `ask_pictures`.
-        steps: the first space's share is a multiple of one over it.
+        fallback: weights where there is no query to choose by; the strength is then 1.
 
     Returns:
-        The shares; of equally good ones the most even. Without a query the even ones.
+        The best by mean reciprocal rank among quarters and `STRENGTHS`; of equally good ones
+        the first, most even and strongest.
     """
-    shares = sorted(np.linspace(0, 1, steps + 1).round(6), key=lambda share: abs(share - 0.5))
-    scores = []
-    for share in shares:
-        asked = ask_pictures(replace(matcher, weights=(share, 1 - share)), parts, queries, relevant)
-        if not asked:
-            return (0.5, 0.5)
-        scores.append(round(mrr(*rankings_of(asked)), 6))
-    best = float(shares[int(np.argmax(scores))])
-    return best, 1 - best
+    scores: list[tuple[float, Matcher]] = []
+    for strength in STRENGTHS:
+        spaces = tuple(replace(space, strength=strength) for space in matcher.spaces)
+        for share in (0.5, 0.25, 0.75, 0.0, 1.0):
+            tried = replace(matcher, spaces=spaces, weights=(share, 1 - share))
+            asked = ask_pictures(tried, parts, queries, relevant)
+            if not asked:
+                return replace(matcher, weights=fallback)
+            scores.append((round(mrr(*rankings_of(asked)), 6), tried))
+    return max(scores, key=lambda scored: scored[0])[1]
+
+
+def choose_for_phrases(
+    matcher: Matcher,
+    parts: Sequence[tuple[int, np.ndarray]],
+    texts: Sequence[str],
+    embeddings: np.ndarray,
+    relevant: Sequence[set[int]],
+) -> Matcher:
+    """The matcher with that strength of its joint space that answers known phrases best.
+
+    Arguments are those of `ask_phrases`; without a phrase the joint space stays frozen.
+    """
+    scores: list[tuple[float, Matcher]] = []
+    for strength in STRENGTHS:
+        tried = replace(matcher, joint=replace(matcher.joint, strength=strength))
+        asked = ask_phrases(tried, parts, texts, embeddings, relevant)
+        scores.append((round(mrr(*rankings_of(asked)), 6) if asked else -strength, tried))
+    return max(scores, key=lambda scored: scored[0])[1]
 
 
 def rankings_of(asked: Sequence[Asked]) -> tuple[list[list[str]], list[set[str]]]:

@@ -64,7 +64,7 @@ NOTEBOOKS = (
     Step("02_prototypes", upstream=("01_eda",)),
     Step("03_dinov2_finetune", upstream=("01_eda",), kept="fold*"),
     Step("04_hybrid", upstream=("01_eda", "02_prototypes", "03_dinov2_finetune")),
-    Step("05_retrieval", upstream=("01_eda", "02_prototypes")),
+    Step("05_retrieval", upstream=("01_eda", "04_hybrid")),
     Step(
         "06_submission",
         upstream=("01_eda", "02_prototypes", "03_dinov2_finetune", "04_hybrid", "05_retrieval"),

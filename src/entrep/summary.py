@@ -27,7 +27,8 @@ def summarise_run(
         metrics: by notebook, what its `metrics.json` holds.
         submissions: folder of the written files.
     """
-    hybrid, retrieval = metrics["04_hybrid"], metrics["05_retrieval"]
+    hybrid = metrics["04_hybrid"]
+    retrieval = {k: v for k, v in metrics["05_retrieval"].items() if k in ("image", "text")}
     lines = [f"# Run summary ({profile})", "", "## Classification", ""]
     lines += ["| method | on | pictures | coarse | fine | macro F1 |", "|---|---|--:|--:|--:|--:|"]
     for method in ("prototypes", "baseline", "reference", "combined"):
