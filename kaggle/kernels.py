@@ -34,7 +34,7 @@ KERNELS = (
         "ENTRep 04 Hybrid",
         reads=("01_eda", "02_prototypes", "03_dinov2_finetune"),
     ),
-    Kernel("05_retrieval", "ENTRep 05 Retrieval", gpu=True, reads=("01_eda", "02_prototypes")),
+    Kernel("05_retrieval", "ENTRep 05 Retrieval", gpu=True, reads=("01_eda", "04_hybrid")),
     Kernel(
         "06_submission",
         "ENTRep 06 Submission",

@@ -26,7 +26,7 @@ from entrep.preprocess import prepare_image
 from entrep.registry import pack_digest
 from entrep.training import TrainingOptions, train_network
 
-EPOCHS = 3  # no picture need be seen often where new ones are free
+EPOCHS = 2  # no picture need be seen often where new ones are free
 DIFFICULTY = 0.7  # much nuisance: the network shall not lean on how clean drawings look
 VALIDATION_SHARE = 20  # one in so many shows how the training goes
 
@@ -44,9 +44,9 @@ def warm_start(
 
     Args:
         cache: folder to keep it in, as `warmstart-<digest>.safetensors`.
-        count: drawn pictures, at least 140; 3,000 at 192 px take about six minutes on 2 cores.
+        count: drawn pictures, at least 140; 3,000 at 192 px take about eight minutes on 2 cores.
         options: of the training to come; its backbone, size and recipe are used here, for
-            three epochs.
+            two epochs.
         device: where to train.
         seed: of the pictures and the training.
         workers: processes that draw; None: one a core, 1: none beside this one.
