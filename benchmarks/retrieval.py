@@ -56,12 +56,12 @@ WITHOUT: dict[str, dict[str, object]] = {
     "adapters": {"adapter_epochs": 0},
     "same class": {"same_class_weight": 0.0},
     "named class": {"named_class_weight": 0.0},
+    "same finding": {"finding_weight": 0.0},
     "hubness": {"hubness": "none"},
 }
 WITH: dict[str, dict[str, object]] = {
     "inverted softmax": {"hubness": "inverted_softmax"},
     "CSLS": {"hubness": "csls"},
-    "same finding": {"finding_weight": 0.3},
     "k-reciprocal": {"k_reciprocal_weight": 0.3},
     "query expansion": {"expansion": 3},
     "phrase variants": {"phrase_variants": True},
@@ -74,6 +74,7 @@ class Study:
 
     challenge: Challenge
     matcher: Matcher
+    coarse: Space
     embed: Callable[[list[str]], np.ndarray]
     truth: dict
 
@@ -108,6 +109,8 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     cache = folder / "cache"
     encoder = with_levels(load_encoder("demo-clip"))
     rows = embed_pictures(encoder, *files, cache=cache, **shared).matrix
+    finer = with_levels(load_encoder(f"demo-clip@{2 * encoder.spec.image_size}"))
+    rows = rows, (rows + embed_pictures(finer, *files, cache=cache, **shared).matrix) / 2
 
     def embed(texts: list[str]) -> np.ndarray:
         return embed_texts(encoder, texts, cache=cache).matrix
@@ -123,7 +126,8 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     )
     image_rows = embed_pictures(load_encoder("demo-dino"), *files, cache=cache, **shared).matrix
     learning = {"epochs": config.adapter_epochs, "seed": seed}
-    spaces = (Space(rows, embed_phrases(texts, embed), prompts), Space(image_rows))
+    coarse, joint = (Space(seen, embed_phrases(texts, embed), prompts) for seen in rows)
+    spaces = (joint, Space(image_rows))
     spaces = tuple(learn_space(space, lessons, fold, **learning) for space in spaces)
     prepared = cached_pixels(cache, *files, config.image_size, **shared)
     probs = class_probs(folder, prepared, target, fold, config)
@@ -132,7 +136,7 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     sha256 = pictures["sha256"].to_numpy()
     matcher = Matcher(names, sha256, near, probs, spaces, (0.5, 0.5), spaces[0], config)
     matcher = choose(matcher, challenge, fold, embed)
-    return Study(challenge, matcher, embed, read_json(root / "truth.json"))
+    return Study(challenge, matcher, coarse, embed, read_json(root / "truth.json"))
 
 
 def choose(
@@ -234,8 +238,16 @@ def report(studies: list[Study], config: RunConfig) -> None:
     def measured(**changes: object) -> dict[str, list[np.ndarray]]:
         return gathered([ranks_of(study, changed(study.matcher, **changes)) for study in studies])
 
-    frozen = [ladder(study.matcher)["plain cosine"] for study in studies]
-    plain = gathered([ranks_of(*pair) for pair in zip(studies, frozen, strict=True)])
+    def as_frozen(study: Study) -> Matcher:
+        plain = ladder(study.matcher)["plain cosine"]
+        return dataclasses.replace(plain, spaces=(study.coarse,), joint=study.coarse)
+
+    def one_scale(study: Study) -> Matcher:
+        spaces = (study.coarse, dataclasses.replace(study.matcher.spaces[1], adapters=()))
+        return dataclasses.replace(study.matcher, spaces=spaces, joint=study.coarse)
+
+    plain = gathered([ranks_of(study, as_frozen(study)) for study in studies])
+    single = gathered([ranks_of(study, one_scale(study)) for study in studies])
     ours = measured()
     phrases = [len(study.matcher.joint.texts) for study in studies]
     rng = np.random.default_rng(0)
@@ -264,10 +276,12 @@ def report(studies: list[Study], config: RunConfig) -> None:
     earns = {}
     variants = {f"without {k}": v for k, v in WITHOUT.items()}
     variants |= {f"with {k}": v for k, v in WITH.items()}
+    tables = {"without adapters and fine scale": single}
     for name, changes in variants.items():
-        if all(getattr(config, key) == value for key, value in changes.items()):
-            continue
-        other, cells = measured(**changes), []
+        if any(getattr(config, key) != value for key, value in changes.items()):
+            tables[name] = measured(**changes)
+    for name, other in tables.items():
+        cells = []
         for kind in ("image", "text"):
             a, b = np.concatenate(other[kind]), np.concatenate(ours[kind])
             cells += [f"{(a == 1).mean() - (b == 1).mean():+.3f}"]

@@ -9,7 +9,11 @@ from entrep.config import load_config
 from entrep.labels import CLASS_NAMES, SITE_OF
 
 PLAIN = dataclasses.replace(
-    load_config(), same_class_weight=0.0, named_class_weight=0.0, hubness="none"
+    load_config(),
+    same_class_weight=0.0,
+    named_class_weight=0.0,
+    finding_weight=0.0,
+    hubness="none",
 )
 
 
