@@ -149,9 +149,9 @@ def test_trained_in_pairs_mirrored_pictures_teach_the_same(study):
     turned = (mirrored, np.array(MIRROR_CLASS)[target], fold, sha256)
     plain = {"augmentation": 0.0, "linear_probe": False}
     own, other = (train(s, mirror_pairs=True, **plain)[0] for s in (study, turned))
-    assert differs(own, other) < 1e-3
     apart = [train(s, **plain, flip_swap=False)[0] for s in (study, turned)]
-    assert differs(*apart) > 1e-2  # without pairs it matters which of the two was seen
+    # Without pairs it matters which of the two was seen; with them only last bits differ.
+    assert differs(own, other) < differs(*apart) / 20
 
 
 def test_the_sampler_draws_rare_classes_as_often(study):
