@@ -18,7 +18,7 @@ PROFILES: dict[str, dict[str, object]] = {
         "backbone": "effnet-lite0",
         "prototype_encoder": "effnet-lite0",
         "image_size": 192,
-        "phantoms": 3000,
+        "phantoms": 1800,
         "epochs": 12,
         "learning_rate": 1e-3,
         "layer_decay": 0.9,

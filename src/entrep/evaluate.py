@@ -81,9 +81,10 @@ def evaluate(config: RunConfig, *, repeats: int = 2) -> dict[str, object]:
     embeddings = embed_pictures(encoder, *files, cache=cache_folder(config), **shared).matrix
     prepared = cached_pixels(cache_folder(config), *files, config.image_size, **shared)
 
-    ours, theirs = (
-        finetune.options_of(config, patience=0, **changes) for changes in ({}, finetune.REFERENCE)
-    )
+    ours = finetune.options_of(config, patience=0)
+    # As many looks at each picture: trained in pairs, an epoch has two of them.
+    epochs = config.epochs * (2 if ours.in_pairs else 1)
+    theirs = finetune.options_of(config, patience=0, **{**finetune.REFERENCE, "epochs": epochs})
     if config.phantoms:
         start_from = warm_start(
             cache_folder(config),

@@ -44,7 +44,7 @@ def warm_start(
 
     Args:
         cache: folder to keep it in, as `warmstart-<digest>.safetensors`.
-        count: drawn pictures, at least 140; 3,000 at 192 px take about eight minutes on 2 cores.
+        count: drawn pictures, at least 140; 1,800 at 192 px take about seven minutes on 2 cores.
         options: of the training to come; its backbone, size and recipe are used here, for
             two epochs.
         device: where to train.
