@@ -261,7 +261,7 @@ def test_a_folder_of_broken_pictures_is_refused(network, tmp_path):
         build(tmp_path / "pictures", tmp_path / "index")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="such a name cannot be there")
+@pytest.mark.skipif(os.name == "nt", reason="runs where a file may be named so: not on Windows")
 def test_a_name_that_means_another_place_elsewhere_is_left_out(pictures, network, tmp_path):
     draw(pictures / "a\\..\\..\\evil.png", 77)
     report = build(pictures, tmp_path / "index")
@@ -273,7 +273,7 @@ def test_names_that_are_no_text_are_kept(pictures, network, tmp_path):
     try:
         draw(pictures / odd, 78)
     except (OSError, UnicodeError):
-        pytest.skip("this disk takes no such name")
+        pytest.skip("runs where the disk takes such a name")
     build(pictures, tmp_path / "index")
     assert search_index(tmp_path / "index", image=pictures / odd, k=1)[0].name == odd
 
@@ -389,8 +389,8 @@ def test_real_pictures_find_their_site_at_rank_1(real_sample, tmp_path):
 
 def need_faiss():
     if sys.platform == "darwin":  # importing it beside PyTorch may end the process
-        pytest.skip("not on macOS")
-    pytest.importorskip("faiss")
+        pytest.skip("runs where FAISS is not refused: not on macOS")
+    pytest.importorskip("faiss", reason="runs where faiss-cpu is installed")
 
 
 # FAISS ------------------------------------------------------------------------------------------
@@ -435,7 +435,7 @@ def test_an_approximate_index_that_finds_too_little_is_refused(
     assert open_index(index.folder).approximate is None
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="refused there in any case")
+@pytest.mark.skipif(sys.platform == "darwin", reason="runs where FAISS is not refused: not on macOS")
 def test_without_faiss_the_error_says_how_to_install_it(pictures, network, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ValueError, match="pip install faiss-cpu"):
@@ -544,7 +544,7 @@ def check_then_complete(run_build, states, out):
     return middle
 
 
-needs_kill = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs SIGKILL and fork")
+needs_kill = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs where SIGKILL and fork are")
 
 
 @needs_kill
