@@ -435,7 +435,9 @@ def test_an_approximate_index_that_finds_too_little_is_refused(
     assert open_index(index.folder).approximate is None
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="runs where FAISS is not refused: not on macOS")
+@pytest.mark.skipif(
+    sys.platform == "darwin", reason="runs where FAISS is not refused: not on macOS"
+)
 def test_without_faiss_the_error_says_how_to_install_it(pictures, network, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ValueError, match="pip install faiss-cpu"):
