@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from entrep import adapter, finetune, heads, hybrid, metrics, prototypes
+from entrep import finetune, heads, hybrid, metrics, prototypes
 from entrep.artifacts import read_json
 from entrep.config import RunConfig, load_config
 from entrep.data import Challenge, find_challenge
@@ -34,6 +34,7 @@ from entrep.embed import embed_pictures, embed_texts
 from entrep.encoders import load_encoder, with_levels
 from entrep.folds import assign_parts, duplicate_groups
 from entrep.labels import CLASS_NAMES, SITE_OF
+from entrep.lessons import collect_lessons
 from entrep.matching import (
     Matcher,
     Space,
@@ -41,8 +42,10 @@ from entrep.matching import (
     choose_for_pictures,
     embed_phrases,
     ladder,
+    learn_says,
     learn_space,
     parts_of,
+    says_by_cosine,
 )
 from entrep.network import load_checkpoint, predict_logits, save_checkpoint
 from entrep.phantom import ensure_dataset
@@ -56,6 +59,7 @@ WITHOUT: dict[str, dict[str, object]] = {
     "adapters": {"adapter_epochs": 0},
     "same class": {"same_class_weight": 0.0},
     "named class": {"named_class_weight": 0.0},
+    "phrase probe": {"phrase_probe": False},
     "same finding": {"finding_weight": 0.0},
     "hubness": {"hubness": "none"},
 }
@@ -118,7 +122,7 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     described = np.where(fold >= 0, pictures["description_en"], "")
     names, target = pictures["image_id"].to_numpy(), pictures["class_index"].to_numpy()
     lists = (challenge.pairs, challenge.phrases)
-    lessons, texts = adapter.collect_lessons(names, target, SITE_OF, described, *lists)
+    lessons, texts = collect_lessons(names, target, SITE_OF, described, *lists)
     prompts = prototypes.class_prompts()
     sentences = embed([text for group in prompts for text in group])
     prompts = prototypes.mean_directions(
@@ -134,7 +138,8 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     print(f"seed {seed}: {(fold >= 0).sum()} pictures, {len(texts)} phrases known", flush=True)
     near = duplicate_groups(root, pictures, examinations=False)
     sha256 = pictures["sha256"].to_numpy()
-    matcher = Matcher(names, sha256, near, probs, spaces, (0.5, 0.5), spaces[0], config)
+    says = learn_says(joint, lessons, fold)
+    matcher = Matcher(names, sha256, near, probs, spaces, (0.5, 0.5), spaces[0], says, config)
     matcher = choose(matcher, challenge, fold, embed)
     return Study(challenge, matcher, coarse, embed, read_json(root / "truth.json"))
 
@@ -154,15 +159,15 @@ def choose(
     def rows(right: list[set[str]]) -> list[set[int]]:
         return [{row_of[name] for name in names} for names in right]
 
-    queries, answers = zip(*challenge.pairs, strict=True)
-    right = relevant_pictures(answers, [said[query] for query in queries], said)
-    asked = np.array([row_of[query] for query in queries])
-    matcher = choose_for_pictures(matcher, parts, asked, rows(right), (0.5, 0.5))
     phrases, shown = zip(*challenge.phrases, strict=True)
     right = relevant_pictures(shown, phrases, said)
     matcher = choose_for_phrases(
         matcher, parts, phrases, embed_phrases(phrases, embed), rows(right)
     )
+    queries, answers = zip(*challenge.pairs, strict=True)
+    right = relevant_pictures(answers, [said[query] for query in queries], said)
+    asked = np.array([row_of[query] for query in queries])
+    matcher = choose_for_pictures(matcher, parts, asked, rows(right), (0.5, 0.5))
     print(
         f"shares {matcher.weights}, strength {matcher.spaces[0].strength} for pictures and "
         f"{matcher.joint.strength} for phrases"
@@ -200,6 +205,8 @@ def changed(matcher: Matcher, **changes: object) -> Matcher:
     """The matcher with other steps."""
     config = dataclasses.replace(matcher.config, **changes)
     matcher = dataclasses.replace(matcher, config=config)
+    if not config.phrase_probe:
+        matcher = dataclasses.replace(matcher, says=says_by_cosine(matcher.joint))
     if config.adapter_epochs:
         return matcher
     spaces = tuple(dataclasses.replace(space, adapters=()) for space in matcher.spaces)

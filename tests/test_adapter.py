@@ -5,6 +5,7 @@ import pytest
 
 from entrep import adapter
 from entrep.labels import CLASS_NAMES, SITE_OF
+from entrep.lessons import collect_lessons
 
 WIDTH, LEVELS = 16, 24
 
@@ -25,7 +26,7 @@ def study():
     texts = unit(rng.normal(size=(3, WIDTH)))
     ids = [f"{i:02}.png" for i in range(84)]
     described = [f"finding {f}" for f in finding]
-    lessons, known = adapter.collect_lessons(ids, class_index, SITE_OF, described, [], [])
+    lessons, known = collect_lessons(ids, class_index, SITE_OF, described, [], [])
     assert known == ["finding 0", "finding 1", "finding 2"]
     prompts = unit(rng.normal(size=(len(CLASS_NAMES), WIDTH)))
     return rows, texts, prompts, lessons, class_index, finding
@@ -35,25 +36,6 @@ def right_at_1(vectors, same):
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
     return same[np.arange(len(vectors)), similarity.argmax(axis=1)].mean()
-
-
-def test_lessons_join_what_lists_say():
-    lessons, texts = adapter.collect_lessons(
-        ["a", "b", "c", "d"],
-        np.array([2, 2, 3, 6]),
-        SITE_OF,
-        ["wax", "", "", ""],
-        [("a", "b"), ("b", "c"), ("a", "unknown")],
-        [("a polyp", "d"), ("lost", "unknown"), ("perforation", "c")],
-    )
-    assert texts == ["a polyp", "perforation", "wax"]
-    assert len(set(lessons.finding[:3])) == 1 and lessons.finding[3] != lessons.finding[0]
-    # What fits one picture of linked pairs fits all of them.
-    np.testing.assert_array_equal(lessons.carries[:3], [[False, True, True]] * 3)
-    np.testing.assert_array_equal(lessons.carries[3], [True, False, False])
-    assert lessons.site.tolist() == [SITE_OF[index] for index in (2, 2, 3, 6)]
-    some = lessons.of(np.array([3]))
-    assert some.class_index.tolist() == [6] and some.carries.shape == (1, 3)
 
 
 def test_an_adapter_starts_as_the_frozen_encoder(study):

@@ -279,7 +279,7 @@ def test_rows_with_levels_begin_with_the_embedding():
     embedding, rows = encoder.encode_pictures(batch), levels.encode_pictures(batch)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
     width = embedding.shape[1]
-    assert rows.shape[1] == width + 2 * 4 * 128  # class token and mean patch of four blocks
+    assert rows.shape[1] == width + 3 * 4 * 128  # class token, mean and maximum of four blocks
     torch.testing.assert_close(functional.normalize(rows[:, :width], dim=1), embedding)
     torch.testing.assert_close(levels.encode_texts(["x"]), encoder.encode_texts(["x"]))
 

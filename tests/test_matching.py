@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from entrep import matching
-from entrep.adapter import Adapter, collect_lessons
+from entrep.adapter import Adapter
 from entrep.config import load_config
 from entrep.labels import CLASS_NAMES, SITE_OF
+from entrep.lessons import collect_lessons
 
 PLAIN = dataclasses.replace(
     load_config(),
@@ -36,7 +37,7 @@ def matcher():
     space = matching.Space(rows, texts=np.eye(2))
     return matching.Matcher(
         np.array(list("abcdef")), np.array(list("aBBdef")), np.arange(6), probs,
-        (space,), (1.0,), space, PLAIN,
+        (space,), (1.0,), space, matching.says_by_cosine(space), PLAIN,
     )  # fmt: skip
 
 

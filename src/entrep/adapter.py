@@ -8,20 +8,18 @@ what it has not learned stays as the encoder had it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn import functional
 
 from entrep.artifacts import load_arrays, save_arrays
+from entrep.lessons import Lessons, soft_phrases
 
-SAME_WORDS = 0.02  # temperature at which cosines of phrases tell how far they say the same
 PERHAPS = 0.1  # how much of a positive is a picture of the same class whose finding is unknown
 HARDER = 2.0  # how often a picture of the same site counts among those to be told apart
 BATCH = 128
@@ -64,70 +62,6 @@ def load_adapter(path: str | Path) -> Adapter:
     return Adapter(**load_arrays(path)[0])
 
 
-@dataclass(frozen=True)
-class Lessons:
-    """What is known of N pictures and T phrases.
-
-    Attributes:
-        class_index: (N,) ints in 0..6.
-        site: (N,) ints, of the class.
-        carries: (N, T) bool, phrases that a picture is described by; many have none.
-        finding: (N,) ints; pictures of one number show the same finding, as pairs say.
-    """
-
-    class_index: np.ndarray
-    site: np.ndarray
-    carries: np.ndarray
-    finding: np.ndarray
-
-    def of(self, rows: np.ndarray) -> Lessons:
-        """The lessons of some pictures."""
-        parts = (self.class_index, self.site, self.carries, self.finding)
-        return Lessons(*(part[rows] for part in parts))
-
-
-def collect_lessons(
-    image_ids: Sequence[str],
-    class_index: np.ndarray,
-    site_of: Sequence[int],
-    described: Sequence[str],
-    pairs: Sequence[tuple[str, str]],
-    phrases: Sequence[tuple[str, str]],
-) -> tuple[Lessons, list[str]]:
-    """Put together what the challenge's lists say about pictures.
-
-    Two pictures of a pair show the same finding, and so do pairs that share a picture; what one
-    of them is described by fits the others.
-
-    Args:
-        image_ids: N file names.
-        class_index: (N,).
-        site_of: site of each class.
-        described: N descriptions, "" where there is none.
-        pairs: (query, match) of `i2i.json`; names that are not in `image_ids` are passed over.
-        phrases: (phrase, match) of `t2i.json`, likewise.
-
-    Returns:
-        (lessons, T different phrases in sorted order).
-    """
-    row_of = {name: row for row, name in enumerate(image_ids)}
-    said = [(row, text) for row, text in enumerate(described) if text]
-    said += [(row_of[name], phrase) for phrase, name in phrases if name in row_of]
-    texts = sorted({text for _, text in said})
-    column_of = {text: column for column, text in enumerate(texts)}
-    carries = np.zeros((len(image_ids), len(texts)), bool)
-    for row, text in said:
-        carries[row, column_of[text]] = True
-    links = [(row_of[a], row_of[b]) for a, b in pairs if a in row_of and b in row_of]
-    ends = np.array(links, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(links)), tuple(ends)), shape=(len(image_ids),) * 2)
-    finding = connected_components(graph, directed=False)[1]
-    together = np.zeros((int(finding.max(initial=-1)) + 1, len(texts)), bool)
-    np.logical_or.at(together, finding, carries)
-    site = np.asarray(site_of)[class_index]
-    return Lessons(np.asarray(class_index), site, together[finding], finding), texts
-
-
 def fit_adapter(
     rows: np.ndarray,
     texts: np.ndarray | None,
@@ -164,9 +98,9 @@ def fit_adapter(
     seen = torch.from_numpy((rows - mean) * scale).float()
     width = rows.shape[1] if texts is None else texts.shape[1]
     frozen = torch.from_numpy(_unit(rows[:, :width])).float()
+    targets = _Targets(lessons, texts)
     texts, prompts = (np.empty((0, width)) if p is None else p for p in (texts, prompts))
     words, sentences = (torch.from_numpy(np.array(part)).float() for part in (texts, prompts))
-    targets = _Targets(lessons, words)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         pictures, phrases = (nn.Linear(n, width, bias=False) for n in (seen.shape[1], width))
@@ -206,14 +140,11 @@ def fit_adapter(
 class _Targets:
     """The loss of a batch: what each row should be near, as probabilities."""
 
-    def __init__(self, lessons: Lessons, words: Tensor) -> None:
+    def __init__(self, lessons: Lessons, texts: np.ndarray | None) -> None:
         self.class_index = torch.from_numpy(lessons.class_index)
         self.site = torch.from_numpy(lessons.site)
         self.finding = torch.from_numpy(lessons.finding)
-        described = torch.from_numpy(lessons.carries).float()
-        if len(words):
-            described = described @ torch.softmax(words @ words.T / SAME_WORDS, dim=1)
-        self.described = _shares(described)
+        self.described = torch.from_numpy(soft_phrases(lessons.carries, texts)).float()
 
     def loss(
         self, batch: Tensor, scaled: Tensor, moved: Tensor, said: Tensor, named: Tensor

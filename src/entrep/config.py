@@ -110,7 +110,8 @@ class RunConfig:
     named_class_weight: float = 0.1  # how much the site and side that a phrase names count
     hubness: str = "csls"  # take off what is near to all phrases: csls, inverted_softmax, none
     fine_scale: bool = True  # see pictures at the joint encoder's size and at twice that
-    finding_weight: float = 0.5  # share of how far two pictures' known phrases agree
+    phrase_probe: bool = True  # learn which known phrases describe a picture; False: by cosine
+    finding_weight: float = 0.7  # share of how far what is said of two pictures agrees
     k_reciprocal_weight: float = 0.0  # share of how far two pictures' neighbours agree
     expansion: int = 0  # neighbours that a picture is moved towards
     phrase_variants: bool = False  # average over several wordings of a phrase

@@ -88,7 +88,8 @@ class LevelEncoder(Encoder):
     A joint embedding is made to meet captions, and drops what captions seldom say. Its blocks
     still know it. The first `spec.width` columns are the embedding, unit norm as a row of
     `Encoder` but for the common factor; behind it stand, for each of the last `LEVELS` blocks,
-    its first extra token (the class token) if there is one, and the mean of its patch tokens.
+    its first extra token (the class token) if there is one, and the mean and the maximum of its
+    patch tokens: a finding may be small, and the mean hardly knows of one patch.
     """
 
     @torch.inference_mode()
@@ -101,7 +102,8 @@ class LevelEncoder(Encoder):
         )
         parts = [found["image_features"]]
         parts += [tokens[:, 0] for tokens in found.get("image_intermediates_prefix") or []]
-        parts += [patches.mean(dim=(2, 3)) for patches in found["image_intermediates"]]
+        for patches in found["image_intermediates"]:
+            parts += [patches.mean(dim=(2, 3)), patches.amax(dim=(2, 3))]
         rows = torch.cat([functional.normalize(part.float(), dim=-1) for part in parts], dim=1)
         return rows / len(parts) ** 0.5
 
@@ -115,7 +117,7 @@ def with_levels(encoder: Encoder) -> LevelEncoder:
     if encoder.spec.family != "joint":
         raise ValueError(f"{encoder.spec.name} reads pictures only; levels are for joint encoders.")
     fields = {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder)}
-    fields["fingerprint"] = sha256_json([encoder.fingerprint, "levels", LEVELS])
+    fields["fingerprint"] = sha256_json([encoder.fingerprint, "levels, mean and maximum", LEVELS])
     return LevelEncoder(**fields)
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from entrep.adapter import Adapter, Lessons, fit_adapter
+from entrep.adapter import Adapter, fit_adapter
 from entrep.config import RunConfig
+from entrep.lessons import SAME_WORDS, Lessons, soft_phrases
+from entrep.phrase_probe import learn_phrases
 from entrep.phrases import fine_prior, log_evidence, phrase_variants, to_english
 from entrep.ranking_metrics import mrr
 from entrep.rerank import (
@@ -29,7 +31,7 @@ from entrep.rerank import (
 )
 from entrep.retrieval import excluded_answers, rank_similarities
 
-FINDING_TEMPERATURE = 0.05  # of a picture's distribution over the known phrases
+SAYS_TEMPERATURE = 0.05  # of a picture's distribution over phrases, by cosine alone
 HUB_TEMPERATURE = 0.05  # of the inverted softmax
 
 Ranking = list[list[tuple[str, float]]]
@@ -96,6 +98,29 @@ def learn_space(
     return replace(space, adapters=tuple(adapters))
 
 
+def says_by_cosine(space: Space) -> np.ndarray:
+    """(N, T) distributions of pictures over the known phrases, as the frozen encoder has them.
+
+    (N, 0) where no phrase is known, or the encoder reads none.
+    """
+    if space.texts is None or not len(space.texts):
+        return np.empty((len(space.rows), 0))
+    seen = space.pictures(np.arange(len(space.rows)), None)
+    return phrase_distribution(seen @ space.texts.T, SAYS_TEMPERATURE)
+
+
+def learn_says(space: Space, lessons: Lessons, fold: np.ndarray) -> np.ndarray:
+    """(N, T) distributions as in `says_by_cosine`, corrected by what `learn_phrases` learns.
+
+    Args:
+        space: the joint one, with its N pictures and T phrases.
+        lessons: about them.
+        fold: (N,) ints, -1 for pictures outside development.
+    """
+    described = soft_phrases(lessons.carries, space.texts)
+    return learn_phrases(space.rows, described, fold, says_by_cosine(space))
+
+
 def embed_phrases(
     texts: Sequence[str], embed: Callable[[list[str]], np.ndarray], *, variants: bool = False
 ) -> np.ndarray:
@@ -127,6 +152,8 @@ class Matcher:
         spaces: in which pictures are compared with pictures.
         weights: of the spaces, >= 0.
         joint: in which phrases are compared with pictures.
+        says: (N, T) distributions over the known phrases, those of `joint.texts`, out-of-fold
+            for development pictures, see `learn_says` and `says_by_cosine`.
         config: switches the steps: `copies`, `same_class_weight`, `named_class_weight`,
             `hubness`, `finding_weight`, `k_reciprocal_weight` and `expansion`.
     """
@@ -138,6 +165,7 @@ class Matcher:
     spaces: tuple[Space, ...]
     weights: tuple[float, ...]
     joint: Space
+    says: np.ndarray
     config: RunConfig
 
     def answer_pictures(
@@ -196,12 +224,6 @@ class Matcher:
             asked = self.joint.phrases(embeddings, judge)
             known = self.joint.phrases(self.joint.texts, judge)
             similarity = asked @ seen.T
-            if config.finding_weight and len(known):
-                says = [
-                    phrase_distribution(rows @ known.T, FINDING_TEMPERATURE)
-                    for rows in (asked, seen)
-                ]
-                similarity = prefer_same_finding(similarity, *says, weight=config.finding_weight)
             bank = known @ seen.T
             if len(known) and config.hubness == "csls":
                 similarity = csls(similarity, bank)
@@ -209,6 +231,11 @@ class Matcher:
                 similarity = inverted_softmax(similarity, bank, temperature=HUB_TEMPERATURE)
             found.append(similarity)
         similarity = np.mean(found, axis=0)
+        if config.finding_weight and self.says.size:
+            means = phrase_distribution(embeddings @ self.joint.texts.T, SAME_WORDS)
+            similarity = prefer_same_finding(
+                similarity, means, self.says[gallery], weight=config.finding_weight
+            )
         if config.named_class_weight:
             prior = np.stack([fine_prior(text) for text in texts])
             evidence = log_evidence(prior, self.probs[gallery])
@@ -231,14 +258,7 @@ class Matcher:
                     others = seen @ seen.T
                     np.fill_diagonal(others, -np.inf)
                     seen = expand(seen, seen, others, neighbours=config.expansion)
-                similarity = seen @ seen.T
-                if config.finding_weight and space.texts is not None and len(space.texts):
-                    known = space.phrases(space.texts, judge)
-                    says = phrase_distribution(seen @ known.T, FINDING_TEMPERATURE)
-                    similarity = prefer_same_finding(
-                        similarity, says, says, weight=config.finding_weight
-                    )
-                found.append(similarity)
+                found.append(seen @ seen.T)
                 shares.append(weight / len(space.judges(fold)))
         similarity = found[0]
         if len(found) > 1:
@@ -247,6 +267,9 @@ class Matcher:
             others = [np.where(apart, one, -np.inf) for one in found]
             mean = average_spaces(others, shares)
             similarity = np.where(apart, mean, 1.0) * found[0][apart].std()
+        if config.finding_weight and self.says.size:
+            says = self.says[gallery]
+            similarity = prefer_same_finding(similarity, says, says, weight=config.finding_weight)
         if config.k_reciprocal_weight:
             rows, weight = np.arange(len(gallery)), config.k_reciprocal_weight
             similarity = k_reciprocal(similarity, rows, weight=weight)
