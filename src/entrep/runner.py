@@ -31,7 +31,7 @@ from entrep.artifacts import (
     write_json,
     write_text,
 )
-from entrep.config import RunConfig, load_config
+from entrep.config import RunConfig, load_config, need_pictures
 from entrep.notebook import (
     Progress,
     RunError,
@@ -58,6 +58,7 @@ class Step:
         return (self.name, *self.extra_outputs)
 
 
+ARTIFACTS = "artifacts.bin"  # in a run folder: what `saved_run.pack_run` makes of it
 DRAWN = "data"  # the folder of the drawn pictures; ours only when no data were given
 NOTEBOOKS = (
     Step("01_eda", extra_outputs=(DRAWN,)),
@@ -128,11 +129,13 @@ def run(
     passed = choose_parameters(config, parameters, selected, source, steps)
     job = _Job(config, source, passed, tuple(steps), selected)
     _check_run_folder(job)
-    if config.data_path and NOTEBOOKS[0] in selected:
+    if NOTEBOOKS[0] in selected:
         # Bad data is one error before anything is written, not a failed notebook.
         from entrep.data import find_challenge
 
-        find_challenge(config.data_path)
+        need_pictures(config)
+        if config.data_path:
+            find_challenge(config.data_path)
     for name in _encoders_of(config):
         find_home(name, config.weights_dir)
     with _claimed(job.out):
@@ -320,7 +323,8 @@ class _Job:
         done = self.copies / f"{step.name}.ipynb"
         partial = self.copies / f"{step.name}.partial.ipynb"
         # Old sums must not vouch for new files, nor old files mix with new ones.
-        for path in (done, partial, self.out / "SHA256SUMS", self.out / "metrics.json"):
+        sums = [self.out / name for name in ("SHA256SUMS", "metrics.json", ARTIFACTS)]
+        for path in (done, partial, *sums):
             path.unlink(missing_ok=True)
         self.manifest.pop(step.name, None)
         for folder in [self.out / name for name in self._owned(step)]:
