@@ -34,7 +34,7 @@ LAYERS = (
     ("adapter", "prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
     ("rerank",),
     ("matching",),
-    ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
+    ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
     ("runner",),
     ("saved_run",),
     ("kaggle_build",),
