@@ -41,17 +41,21 @@ def prepare(inputs, *, python, gpu):
 
     Args:
         inputs: by name a dictionary: "kind" (dataset, competition, kernel or model), "ref"
-            ("owner/slug", as in the metadata), and of a bundle of the kit "marker" (a file in
-            it) and "manifest" (the SHA-256 of its MANIFEST.json; "" where any will do).
+            ("owner/slug", as in the metadata), "marker" (a file in a bundle of the kit; "" for
+            what others made) and "manifest" (SHA-256 of the bundle's MANIFEST.json; "" where
+            any will do, as a kernel's output is not known when this cell is written).
         python: oldest version, and the first that is too new, such as ("3.11", "3.14").
         gpu: whether a GPU is needed.
     """
     os.environ.update(OFFLINE)
     check_python(python)
-    places = {name: find_input(**source) for name, source in inputs.items()}
+    places = {
+        name: find_input(source["kind"], source["ref"], source["marker"])
+        for name, source in inputs.items()
+    }
     for name, source in inputs.items():
-        if source.get("marker"):
-            check_manifest(places[name], source["ref"], source.get("manifest", ""))
+        if source["marker"]:
+            check_manifest(places[name], source["ref"], source["manifest"])
     if gpu:
         check_gpu()
     SCRATCH.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ def check_python(limits):
         )
 
 
-def find_input(kind, ref, marker="", manifest=""):
+def find_input(kind, ref, marker=""):
     """The folder where Kaggle mounted a source: by its newer layout, its older one, or `marker`."""
     owner, _, rest = ref.partition("/")
     folder = {"dataset": "datasets", "competition": "competitions"}

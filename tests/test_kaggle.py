@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from small_run import write_small_run
 
 from entrep import kaggle_build, kaggle_rules
 from entrep.artifacts import hash_folder, read_json, sha256_file, write_json
@@ -56,17 +57,7 @@ def wheels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """As little as a run folder can hold and be packed."""
-    folder = tmp_path_factory.mktemp("run")
-    for step in NOTEBOOKS[:-1]:
-        write_json(folder / step.name / "metrics.json", {})
-    write_json(folder / "01_eda" / "challenge.json", {"root": "/home/me/pictures", "tests": {}})
-    write_json(folder / "config.json", {"profile": "demo", "work_dir": "/home/me/run"})
-    (folder / "03_dinov2_finetune" / "fold0.safetensors").write_bytes(b"large")
-    (folder / "05_retrieval" / "figure.png").write_bytes(b"png")
-    sums = hash_folder(folder)
-    (folder / "SHA256SUMS").write_text("".join(f"{d}  {n}\n" for n, d in sorted(sums.items())))
-    return folder
+    return write_small_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +99,7 @@ def test_every_kernel_and_data_set_passes_our_own_checks(built):
     refs = [read_dataset(folder)["id"] for folder in sorted((built / "datasets").iterdir())]
     assert refs == sorted(f"someone/{slugify(title)}" for title in TABLE.DATASETS.values())
     names = [*(kernel.slug for kernel in TABLE.KERNELS), *map(slugify, TABLE.DATASETS.values())]
+    assert all(set(kernel.inputs) <= {"data", *TABLE.DATASETS} for kernel in TABLE.KERNELS)
     assert len(set(names)) == len(names)  # Kaggle lets no kernel share its name with a data set
 
 

@@ -194,11 +194,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o755)
         (folder / BUILT).touch()
-        old = folder.with_name(f"{folder.name}-old")
         if target.exists():
-            target.rename(old)
+            shutil.rmtree(target)
         folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
