@@ -150,6 +150,18 @@ def test_rendered_notebooks_are_valid_and_hold_their_parameters(built):
             assert "".join(cell["source"]) in code
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "kaggle").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_bodies_are_stored_clean_and_explain_themselves(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert len(notebook.cells) - len(code) >= 0.4 * len(notebook.cells)
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 25
+
+
 @pytest.mark.parametrize("data", ["", "entrep/pictures"])
 def test_the_profile_follows_from_what_is_given(data, tmp_path, wheels):
     out = kaggle_build.build(tmp_path / "o", data=data, wheels=wheels)
