@@ -59,7 +59,10 @@ def prepare(inputs, *, python, gpu):
     if gpu:
         check_gpu()
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    found = {name: str(unpack(places[name], SCRATCH / name)) for name in places}
+    for name, source in inputs.items():
+        if source["marker"]:  # what others call .bin may be anything
+            places[name] = unpack(places[name], SCRATCH / name)
+    found = {name: str(place) for name, place in places.items()}
     install(places["kit"])
     os.environ["ENTREP_INPUTS"] = json.dumps({**found, "scratch": str(SCRATCH)})
     report(found)
@@ -124,7 +127,7 @@ def check_manifest(folder, ref, expected=""):
             f"{mend}, and push this kernel again."
         )
     files = json.loads(path.read_text("utf-8"))["files"]
-    print(f"Checking {len(files)} files of {ref} ...", flush=True)
+    print(f"Checking {ref}, files: {len(files)} ...", flush=True)
     for name, recorded in files.items():
         if not (folder / name).is_file():
             raise NotReady(f"{folder / name} is missing. {mend}, and run this kernel again.")

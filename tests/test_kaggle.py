@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,8 +17,9 @@ from small_run import write_small_run
 
 from entrep import kaggle_build, kaggle_rules
 from entrep.artifacts import hash_folder, read_json, sha256_file, write_json
-from entrep.config import PROFILES
+from entrep.config import PROFILES, RunConfig
 from entrep.kaggle_rules import MANIFEST_FILE, read_dataset, read_kernel, slugify, write_manifest
+from entrep.notebook import declared_parameters
 from entrep.registry import weights_folder
 from entrep.runner import NOTEBOOKS
 
@@ -136,6 +138,14 @@ def test_rendered_notebooks_are_valid_and_hold_their_parameters(built):
         ) == (not kernel.gpu)
         compile(first.source, kernel.slug, "exec")
         assert "/home/me" not in path.read_text("utf-8")
+    # Whatever a configuration takes, one of the notebooks that train does.
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    folder = ROOT / "notebooks"
+    assert fields == {
+        name
+        for step in NOTEBOOKS[:-1]
+        for name in declared_parameters(folder / f"{step.name}.ipynb")
+    }
     train = cells_of(built, "entrep-train")
     assert assigned(train, "profile") == "full"
     settings = assigned(train, "settings")
@@ -289,6 +299,9 @@ def mount(bootstrap, built, layout):
             place = bootstrap.INPUT / "datasets" / "someone" / folder.name
         shutil.copytree(folder, place)
         (place / kaggle_rules.DATASET_FILE).unlink()
+    pictures = bootstrap.INPUT / "pictures"  # somebody's data set
+    pictures.mkdir()
+    (pictures / "weights.bin").write_bytes(b"no archive")
 
 
 def inputs_of(built, kernel):
@@ -297,7 +310,6 @@ def inputs_of(built, kernel):
     source = next(c["source"] for c in cells_of(built, kernel) if c["id"] == "bootstrap")
     call = source[source.rindex("\nprepare(") :]
     exec(call, {"prepare": lambda **given: found.update(given)})
-    del found["inputs"]["data"]  # somebody's pictures
     return found
 
 
@@ -312,6 +324,7 @@ def test_both_layouts_are_found_checked_and_unpacked(layout, bootstrap, built, m
         found = json.loads(os.environ["ENTREP_INPUTS"])
         assert found.pop("scratch") == str(bootstrap.SCRATCH)
         assert (Path(found["kit"]) / "06_submission.ipynb").is_file()
+        assert found["data"] == str(bootstrap.INPUT / "pictures")
         assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert sha256_file(Path(found["artifacts"]) / "artifacts" / "config.json")
     assert not list(bootstrap.SCRATCH.rglob("fold0.safetensors"))

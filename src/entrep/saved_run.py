@@ -22,9 +22,8 @@ from entrep.runner import ARTIFACTS, DRAWN, NOTEBOOKS, find_notebooks, run
 
 LAST = NOTEBOOKS[-1]
 SUFFIXES = (".csv", ".json", ".safetensors")  # not figures
-# Where a run happened is not what it found, and nobody else's affair.
-PLACES = {"data_path": "", "work_dir": "", "cache_dir": "", "weights_dir": ""}
-"""Fields of `RunConfig` that name a folder, and what stands in a packed run instead."""
+# Fields of `RunConfig` that name a folder; where a run happened is not what it found.
+PLACES = ("data_path", "work_dir", "cache_dir", "weights_dir")
 
 
 def save_run(run_folder: str | Path) -> None:
@@ -68,9 +67,12 @@ def pack_run(run_folder: str | Path, path: str | Path) -> str:
                 f"{file} is not as the run left it (SHA256SUMS of that folder); "
                 "run the notebooks again with the same --out."
             )
-    members["config.json"] = format_json({**read_json(folder / "config.json"), **PLACES}).encode()
-    listed = f"{NOTEBOOKS[0].name}/challenge.json"
-    members[listed] = format_json({**read_json(folder / listed), "root": f"../{DRAWN}"}).encode()
+    elsewhere = {
+        "config.json": dict.fromkeys(PLACES, ""),
+        f"{NOTEBOOKS[0].name}/challenge.json": {"root": f"../{DRAWN}"},
+    }
+    for name, changes in elsewhere.items():
+        members[name] = format_json({**read_json(folder / name), **changes}).encode()
     write_zip(path, members)
     return sha256_file(path)
 
