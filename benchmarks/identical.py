@@ -25,7 +25,8 @@ from pathlib import Path
 
 import entrep
 from entrep.artifacts import hash_folder, read_table
-from entrep.runner import ARTIFACTS, parse_parameters, run
+from entrep.notebook import declared_parameters
+from entrep.runner import ARTIFACTS, find_notebooks, parse_parameters, run, select_steps
 from entrep.saved_run import pack_run
 
 SETTINGS: dict[str, tuple[dict[str, str], dict[str, int]]] = {
@@ -85,7 +86,8 @@ def main() -> int:
             shutil.rmtree(folder)
         shutil.copytree(first, folder, ignore=shutil.ignore_patterns(".cache"))
         again = "02,03,04,05,06" if python == sys.executable else "02,04,05,06"
-        given = options.p + [f"{key}={value}" for key, value in parameters.items()]
+        given = [pair for pair in options.p if is_taken(pair, again)]
+        given += [f"{key}={value}" for key, value in parameters.items()]
         arguments = [part for pair in given for part in ("-p", pair)]
         kit(python, environment, "run", "--force", "--only", again, "--out", folder, *arguments)
         record(name, again, folder, f"{largest_change(first, folder):.0e}")
@@ -119,6 +121,14 @@ def kit(python: str, environment: dict[str, str], *arguments: object) -> None:
     done = subprocess.run(command, env=inherited, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def is_taken(pair: str, only: str) -> bool:
+    """Whether one of the notebooks that run declares the parameter of a `name=value`."""
+    steps = select_steps(only.split(","))
+    folder = find_notebooks(None, steps)
+    names = {n for step in steps for n in declared_parameters(folder / f"{step.name}.ipynb")}
+    return pair.partition("=")[0] in names
 
 
 def version_of(python: str) -> str:
