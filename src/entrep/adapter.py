@@ -125,7 +125,7 @@ def collect_lessons(
     for row, text in said:
         carries[row, column_of[text]] = True
     links = [(row_of[a], row_of[b]) for a, b in pairs if a in row_of and b in row_of]
-    ends = np.array(links, int).reshape(-1, 2).T
+    ends = np.array(links, np.int32).reshape(-1, 2).T  # 64 bits are too many for old SciPys
     graph = coo_array((np.ones(len(links)), tuple(ends)), shape=(len(image_ids),) * 2)
     finding = connected_components(graph, directed=False)[1]
     together = np.zeros((int(finding.max(initial=-1)) + 1, len(texts)), bool)
