@@ -86,14 +86,6 @@ def test_the_same_seed_learns_the_same_and_leaves_the_generator_alone(study):
     assert np.abs(one.pictures - other.pictures).max() > 0
 
 
-def test_a_saved_adapter_is_read_back(study, tmp_path):
-    rows, texts, prompts, lessons, *_ = study
-    learned = adapter.fit_adapter(rows, texts, prompts, lessons, epochs=1)
-    adapter.save_adapter(tmp_path / "adapter.safetensors", learned)
-    found = adapter.load_adapter(tmp_path / "adapter.safetensors")
-    np.testing.assert_array_equal(found.move_pictures(rows), learned.move_pictures(rows))
-
-
 def test_rows_that_are_not_finite_stop_the_fit(study):
     rows, texts, prompts, lessons, *_ = study
     broken = rows.copy()

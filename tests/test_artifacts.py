@@ -107,3 +107,16 @@ def test_the_table_of_artefacts_says_what_is_in_a_file(tmp_path):
     table = artifacts.describe_artifacts(tmp_path).set_index("file")
     assert table.loc["e.safetensors", "content"] == "image (4, 2) F32"
     assert table.loc["t.csv", "content"] == "2 rows: a, b"
+
+
+def test_what_was_learned_from_the_same_things_is_taken_as_it_was_saved(tmp_path):
+    path = tmp_path / "learned.safetensors"
+
+    def keep(key, value, path=path):
+        return artifacts.keep_arrays(path, key, lambda: {"x": np.array([value])})["x"].tolist()
+
+    assert keep("a", 1.0) == [1.0]
+    assert keep("a", 2.0) == [1.0]
+    assert keep("b", 3.0) == [3.0], "learned from something else"
+    assert keep("b", 4.0) == [3.0]
+    assert keep("b", 5.0, path=None) == [5.0]

@@ -115,6 +115,49 @@ def test_a_fold_s_adapter_does_not_depend_on_its_own_labels():
     assert np.abs(usual[0].pictures - changed[0].pictures).max() > 0
 
 
+def test_a_fold_s_probe_does_not_depend_on_its_own_descriptions():
+    rng = np.random.default_rng(0)
+    fold, said = np.repeat([0, 1, -1], 14), np.tile(["wax", "polyp"], 21)
+    rows = np.eye(2)[(said == "wax").astype(int)] @ rng.normal(size=(2, 12))
+    rows += rng.normal(0, 0.1, rows.shape)
+    ids = [str(i) for i in range(42)]
+
+    def learn(described):
+        known = np.where(fold >= 0, described, "")
+        lessons, _ = collect_lessons(ids, np.zeros(42, int), SITE_OF, known, [], [])
+        return matching.learn_says(matching.Space(rows, np.eye(2, 8)), lessons, fold)
+
+    canary = np.where(fold == 0, np.where(said == "wax", "polyp", "wax"), said)
+    usual, changed = learn(said), learn(canary)
+    np.testing.assert_array_equal(usual[fold == 0], changed[fold == 0])
+    assert np.abs(usual - changed)[fold == 1].min() > 0
+    right = usual.argmax(axis=1) == (said == "wax")  # "polyp" is the first of the known phrases
+    assert right.all()
+
+
+def test_kept_adapters_are_taken_as_they_are_until_what_they_learned_from_changes(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, fold = rng.normal(size=(28, 12)), np.repeat([0, 1, 2, -1], 7)
+    target, ids = np.tile(np.arange(7), 4), [str(i) for i in range(28)]
+
+    def learn(noise=0.0, labels=target, **changed):
+        lessons, _ = collect_lessons(ids, labels, SITE_OF, [""] * 28, [], [])
+        options = {"epochs": 2, "seed": 0, "kept": tmp_path / "a", "identity": "x", **changed}
+        space = matching.Space(rows + noise)
+        return [
+            one.pictures for one in matching.learn_space(space, lessons, fold, **options).adapters
+        ]
+
+    first = learn()
+    assert len(list(tmp_path.iterdir())) == 3
+    # The last bits of another machine do not reach what was learned.
+    np.testing.assert_array_equal(learn(noise=1e-7), first)
+    for changed in ({"epochs": 3}, {"seed": 1}, {"identity": "y"}, {"labels": 6 - target}):
+        assert np.abs(np.subtract(learn(noise=1e-7, **changed), first)).max() > 0
+        np.testing.assert_array_equal(learn(), first)
+    assert not learn(epochs=0) and not list(tmp_path.iterdir())
+
+
 def test_queries_are_asked_in_their_own_part_and_phrases_in_all(matcher):
     fold = np.array([0, 0, 0, 1, 1, -1])
     parts = matching.parts_of(fold, np.ones(6, bool))

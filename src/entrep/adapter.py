@@ -9,15 +9,13 @@ what it has not learned stays as the encoder had it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from entrep.artifacts import load_arrays, save_arrays
 from entrep.lessons import Lessons, soft_phrases
 
 PERHAPS = 0.1  # how much of a positive is a picture of the same class whose finding is unknown
@@ -50,16 +48,6 @@ class Adapter:
     def move_texts(self, embeddings: np.ndarray, strength: float = 1.0) -> np.ndarray:
         """(T, D) unit-norm embeddings to the same in float64; strength 0 is frozen."""
         return _unit(embeddings + strength * (embeddings @ self.texts))
-
-
-def save_adapter(path: str | Path, adapter: Adapter) -> None:
-    """Write an adapter as safetensors, atomically."""
-    save_arrays(path, {field.name: getattr(adapter, field.name) for field in fields(adapter)})
-
-
-def load_adapter(path: str | Path) -> Adapter:
-    """Read what `save_adapter` wrote."""
-    return Adapter(**load_arrays(path)[0])
 
 
 def fit_adapter(

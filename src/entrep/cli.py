@@ -53,7 +53,9 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from entrep.config import load_config
     from entrep.runner import parse_parameters, run
+    from entrep.saved_run import save_run
 
     run(
         options.profile,
@@ -64,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
         force=options.force,
         notebooks=options.notebooks,
     )
+    save_run(load_config(options.profile, work_dir=options.out or None).work_dir)
     return 0
 
 
@@ -224,6 +227,37 @@ def _models_verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from entrep.saved_run import submit_run, unpack_run
+
+    folder = unpack_run(options.artifacts, options.out)
+    submit_run(
+        folder,
+        data=options.data,
+        weights_dir=options.weights_dir,
+        notebooks=options.notebooks,
+    )
+    return 0
+
+
+def _kaggle_build(options: argparse.Namespace) -> int:
+    from entrep.kaggle_build import build
+    from entrep.runner import parse_parameters
+
+    folder = build(
+        options.out,
+        owner=options.owner,
+        run_folder=options.run,
+        data=options.data,
+        packs=options.packs,
+        accelerator=options.accelerator,
+        wheels=options.wheels,
+        parameters=parse_parameters(options.parameters),
+    )
+    print(f"Built: {folder}")
+    return 0
+
+
 def _demo_weights(options: argparse.Namespace) -> int:
     from entrep.pretrain import train_demo_weights
 
@@ -266,6 +300,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="run even what has not changed")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
 
+    sub = command("submit", _submit, "Make the submissions again from a run's artifacts.bin.")
+    sub.add_argument("artifacts", metavar="FILE")
+    sub.add_argument("--out", required=True, metavar="DIR", help="new folder to unpack into")
+    sub.add_argument("--data", default="", metavar="DIR", help="pictures to measure noise with")
+    sub.add_argument("--weights-dir", default="", metavar="DIR", help="folder with model packs")
+    sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
+
     sub = command("evaluate", _evaluate, "Score frozen features, the reference and ours.")
     sub.add_argument("--data", required=True, metavar="DIR", help="folder with labelled pictures")
     sub.add_argument("--profile", default="mini", help="mini (default) or full")
@@ -292,6 +333,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _search_parsers(command)
     _models_parser(commands, common)
+    _kaggle_parser(commands, common)
 
     sub = command("demo-weights", _demo_weights, "Train the two embedded encoders anew.")
     sub.add_argument("folder", nargs="?", default="weights", metavar="DIR", help="(weights)")
@@ -381,3 +423,25 @@ def _models_parser(commands: argparse._SubParsersAction, common: argparse.Argume
 
     sub = command("verify", _models_verify, "Check every file of a pack and one forward pass.")
     sub.add_argument("folders", nargs="+", metavar="DIR")
+
+
+def _kaggle_parser(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    text = "Kaggle kernels: build them from the one table, with the data sets they mount."
+    kaggle = commands.add_parser("kaggle", help=text, description=text).add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = kaggle.add_parser(name, help=text, description=text, parents=[common])
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command("build", _kaggle_build, "Render the kernels and gather what they mount.")
+    sub.add_argument("--out", default="", metavar="DIR", help="folder to make (kaggle/build)")
+    sub.add_argument("--run", default="", metavar="DIR", help="run whose artefacts to submit from")
+    sub.add_argument("--owner", default="owner", metavar="NAME", help="Kaggle user, to push")
+    sub.add_argument("--data", default="", metavar="SOURCE", help="pictures there: OWNER/SLUG")
+    sub.add_argument("--packs", default="", metavar="DIR", help="folder with model packs")
+    sub.add_argument("--accelerator", default="gpu", choices=("gpu", "cpu"), help="(gpu)")
+    sub.add_argument("--wheels", default="", metavar="DIR", help="wheels, instead of a download")
+    sub.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")

@@ -65,7 +65,7 @@ def duplicate_groups(
         thumbs = np.array(list(pool.map(_thumbnail, paths)), dtype=np.float32)
     links.append(first_rows[_similar_pairs(thumbs.reshape(len(firsts), -1))])
 
-    rows, others = np.concatenate(links).T
+    rows, others = np.concatenate(links).T.astype(np.int32)  # 64 bits are too many for old SciPys
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, others)), shape=(count, count))
     return pd.factorize(connected_components(graph, directed=False)[1])[0]
 

@@ -7,12 +7,14 @@ lessons only if it is not of the fold that they answer for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import softmax
+
+from entrep.artifacts import sha256_json
 
 SAME_WORDS = 0.02  # temperature at which cosines of phrases tell how far they say the same
 
@@ -32,6 +34,10 @@ class Lessons:
     site: np.ndarray
     carries: np.ndarray
     finding: np.ndarray
+
+    def digest(self) -> str:
+        """SHA-256 of all that they say."""
+        return sha256_json([getattr(self, field.name).tolist() for field in fields(self)])
 
     def of(self, rows: np.ndarray) -> Lessons:
         """The lessons of some pictures."""
@@ -72,7 +78,7 @@ def collect_lessons(
     for row, text in said:
         carries[row, column_of[text]] = True
     links = [(row_of[a], row_of[b]) for a, b in pairs if a in row_of and b in row_of]
-    ends = np.array(links, int).reshape(-1, 2).T
+    ends = np.array(links, np.int32).reshape(-1, 2).T  # 64 bits are too many for old SciPys
     graph = coo_array((np.ones(len(links)), tuple(ends)), shape=(len(image_ids),) * 2)
     finding = connected_components(graph, directed=False)[1]
     together = np.zeros((int(finding.max(initial=-1)) + 1, len(texts)), bool)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from entrep.adapter import Adapter, fit_adapter
+from entrep.artifacts import keep_arrays, sha256_json
 from entrep.config import RunConfig
 from entrep.lessons import SAME_WORDS, Lessons, soft_phrases
-from entrep.phrase_probe import learn_phrases
+from entrep.phrase_probe import PhraseProbe, fit_probe
 from entrep.phrases import fine_prior, log_evidence, phrase_variants, to_english
 from entrep.ranking_metrics import mrr
 from entrep.rerank import (
@@ -35,6 +39,7 @@ SAYS_TEMPERATURE = 0.05  # of a picture's distribution over phrases, by cosine a
 HUB_TEMPERATURE = 0.05  # of the inverted softmax
 
 Ranking = list[list[tuple[str, float]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,14 @@ class Space:
 
 
 def learn_space(
-    space: Space, lessons: Lessons, fold: np.ndarray, *, epochs: int, seed: int
+    space: Space,
+    lessons: Lessons,
+    fold: np.ndarray,
+    *,
+    epochs: int,
+    seed: int,
+    kept: Path | None = None,
+    identity: object = None,
 ) -> Space:
     """The space with an adapter for each fold, fitted on the other folds.
 
@@ -87,15 +99,41 @@ def learn_space(
         fold: (N,) ints, -1 for pictures outside development.
         epochs: see `fit_adapter`; 0 leaves the space as it is.
         seed: adapter i takes seed + i.
+        kept: first part of the files' names, `<kept><i>.safetensors`, see `keep_arrays`; None:
+            nothing is kept.
+        identity: what `space` is made of, as JSON: encoder, pictures, phrases. An adapter
+            that was saved with another one, or with other arguments here, is learned anew.
     """
-    if not epochs:
-        return space
+    key = _key(identity, fold, lessons, epochs, seed)
     adapters = []
-    for number in range(int(fold.max()) + 1):
-        kept = np.flatnonzero((fold >= 0) & (fold != number))
-        study = (space.rows[kept], space.texts, space.prompts, lessons.of(kept))
-        adapters.append(fit_adapter(*study, epochs=epochs, seed=seed + number))
+    for number in range(int(fold.max()) + 1 if epochs else 0):
+        rows = np.flatnonzero((fold >= 0) & (fold != number))
+        study = (space.rows[rows], space.texts, space.prompts, lessons.of(rows))
+        learn = partial(fit_adapter, *study, epochs=epochs, seed=seed + number)
+        adapters.append(_learned(Adapter, learn, _place(kept, number), key))
+    _forget(kept, len(adapters))
     return replace(space, adapters=tuple(adapters))
+
+
+def _learned(kind: type[T], learn: Callable[[], T], path: Path | None, key: str) -> T:
+    return kind(**keep_arrays(path, key, lambda: vars(learn())))
+
+
+def _key(identity: object, fold: np.ndarray, lessons: Lessons, *settings: object) -> str:
+    known = lessons.of(np.flatnonzero(fold >= 0)).digest()
+    return sha256_json([identity, fold.tolist(), known, *settings])
+
+
+def _place(kept: Path | None, number: int) -> Path | None:
+    return None if kept is None else kept.with_name(f"{kept.name}{number}.safetensors")
+
+
+def _forget(kept: Path | None, count: int) -> None:
+    """Remove what an earlier run with more folds kept."""
+    if kept is not None:
+        places = {_place(kept, number) for number in range(count)}
+        for path in {*kept.parent.glob(f"{kept.name}*")} - places:
+            path.unlink()
 
 
 def says_by_cosine(space: Space) -> np.ndarray:
@@ -109,16 +147,39 @@ def says_by_cosine(space: Space) -> np.ndarray:
     return phrase_distribution(seen @ space.texts.T, SAYS_TEMPERATURE)
 
 
-def learn_says(space: Space, lessons: Lessons, fold: np.ndarray) -> np.ndarray:
-    """(N, T) distributions as in `says_by_cosine`, corrected by what `learn_phrases` learns.
+def learn_says(
+    space: Space,
+    lessons: Lessons,
+    fold: np.ndarray,
+    *,
+    kept: Path | None = None,
+    identity: object = None,
+) -> np.ndarray:
+    """(N, T) distributions as in `says_by_cosine`, corrected by probes that did not see a picture.
+
+    A probe a fold, fitted on the other folds; what lies outside development is answered by one
+    that is fitted on all of that.
 
     Args:
         space: the joint one, with its N pictures and T phrases.
         lessons: about them.
         fold: (N,) ints, -1 for pictures outside development.
+        kept: see `learn_space`.
+        identity: see `learn_space`.
     """
+    says = says_by_cosine(space)
+    if not says.size:
+        return says
+    key = _key(identity, fold, lessons)
     described = soft_phrases(lessons.carries, space.texts)
-    return learn_phrases(space.rows, described, fold, says_by_cosine(space))
+    groups = [*range(int(fold.max()) + 1), -1]
+    for number, group in enumerate(groups):
+        rows, asked = np.flatnonzero((fold >= 0) & (fold != group)), fold == group
+        learn = partial(fit_probe, space.rows[rows], described[rows])
+        probe = _learned(PhraseProbe, learn, _place(kept, number), key)
+        says[asked] = probe.correct(space.rows[asked], says[asked])
+    _forget(kept, len(groups))
+    return says
 
 
 def embed_phrases(

@@ -1,13 +1,16 @@
-"""Which known phrases would describe a picture: a linear probe, asked out-of-fold only."""
+"""Which of the known phrases would describe a picture: a linear probe on frozen rows."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from entrep.probe import one_a_class
 
 # Both from drawn pictures of seeds that no benchmark uses.
 PENALTY = 0.3  # scikit-learn's C
@@ -16,47 +19,54 @@ LEAST = 0.01  # a picture teaches no phrase that has a smaller share of what des
 FLOOR = 1e-6  # of a probability before its logarithm is taken
 
 
-def learn_phrases(
-    rows: np.ndarray, described: np.ndarray, fold: np.ndarray, prior: np.ndarray
-) -> np.ndarray:
-    """Probabilities of the known phrases for every picture, from probes that did not see it.
+@dataclass(frozen=True)
+class PhraseProbe:
+    """A softmax regression on L-wide rows over T phrases.
 
-    A softmax regression on frozen rows, one a fold, fitted on the other folds' pictures; what
-    lies outside development is answered by one that is fitted on all of that. A picture that
-    several phrases describe teaches each by its share. Probe and encoder are two experts whose
-    probabilities are multiplied, with exponents n / (n + `TRUST`) and the rest of 1, n being the
-    pictures that taught a phrase: a phrase that few pictures carry stays as the encoder has it.
+    Attributes:
+        weights: (L, T).
+        bias: (T,); hopeless for a phrase that nothing was taught of.
+        taught: (T,), pictures that taught each phrase, counted by their shares.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    taught: np.ndarray
+
+    def correct(self, rows: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        """(n, T) probabilities: the probe's for these rows and the encoder's, multiplied.
+
+        Their exponents are n / (n + `TRUST`) and the rest of 1, n being the pictures that taught
+        a phrase: one that few pictures carry stays as the encoder has it.
+        """
+        learned = softmax(rows @ self.weights + self.bias, axis=1)
+        share = self.taught / (self.taught + TRUST)
+        experts = share * np.log(learned + FLOOR) + (1 - share) * np.log(prior + FLOOR)
+        return softmax(experts, axis=1)
+
+
+def fit_probe(rows: np.ndarray, described: np.ndarray) -> PhraseProbe:
+    """Fit a probe; a picture that several phrases describe teaches each by its share.
 
     Args:
         rows: (N, L) of an encoder, best of a `LevelEncoder`.
-        described: (N, T) from `lessons.soft_phrases`; read for development pictures only.
-        fold: (N,) ints, -1 for pictures outside development.
-        prior: (N, T), what the encoder says without the probe; rows sum to 1.
+        described: (N, T) from `lessons.soft_phrases`; rows of zeros teach nothing.
 
     Returns:
-        (N, T) float64, rows sum to 1; a fold whose probe would have fewer than two phrases to
-        tell apart keeps its `prior`.
+        The probe; where fewer than two phrases are to be told apart one that was taught nothing.
     """
-    said = prior.copy()
-    for number in np.unique(fold):
-        study = (fold >= 0) & (fold != number) & (described.sum(axis=1) > 0)
-        if np.count_nonzero((described[study] > LEAST).any(axis=0)) < 2:
-            continue
-        asked = fold == number
-        learned = _fit_and_ask(rows[study], described[study], rows[asked])
-        taught = described[study].sum(axis=0)
-        share = taught / (taught + TRUST)
-        experts = share * np.log(learned + FLOOR) + (1 - share) * np.log(prior[asked] + FLOOR)
-        said[asked] = softmax(experts, axis=1)
-    return said
-
-
-def _fit_and_ask(rows: np.ndarray, described: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    # PCA loses nothing: an L2-penalised solution lies in the span of the pictures it learns from.
-    reduce = make_pipeline(StandardScaler(), PCA(svd_solver="full")).fit(rows)
+    weights, bias = np.zeros((rows.shape[1], described.shape[1])), np.full(described.shape[1], -1e4)
     row, phrase = np.nonzero(described > LEAST)
-    probe = LogisticRegression(C=PENALTY, max_iter=500)
-    probe.fit(reduce.transform(rows)[row], phrase, sample_weight=described[row, phrase])
-    said = np.zeros((len(asked), described.shape[1]))
-    said[:, probe.classes_] = probe.predict_proba(reduce.transform(asked))
-    return said
+    if len(np.unique(phrase)) < 2:
+        return PhraseProbe(weights, bias, np.zeros(len(bias)))
+    # PCA loses nothing: an L2-penalised solution lies in the span of the pictures it learns from.
+    scaler, pca = StandardScaler(), PCA(svd_solver="full")
+    seen = pca.fit_transform(scaler.fit_transform(rows[np.unique(row)]))
+    place = np.searchsorted(np.unique(row), row)
+    found = LogisticRegression(C=PENALTY, max_iter=500)
+    found.fit(seen[place], phrase, sample_weight=described[row, phrase])
+    slopes, offsets = one_a_class(found)
+    slopes = slopes @ pca.components_ / scaler.scale_
+    weights[:, found.classes_] = slopes.T
+    bias[found.classes_] = offsets - slopes @ scaler.mean_
+    return PhraseProbe(weights, bias, described.sum(axis=0))

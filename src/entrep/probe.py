@@ -46,7 +46,7 @@ def fit_heads(
         found = _logistic(rows, target, weight[class_index])
         if found is not None:
             known = columns.start + found.classes_
-            slopes[known], biases[known] = _one_a_class(found)
+            slopes[known], biases[known] = one_a_class(found)
     for column, (first, second) in enumerate(FINE_PAIRS[site] for site in FINE_SITES):
         asked = np.isin(class_index, (first, second))
         target = (class_index[asked] == second).astype(int)
@@ -70,7 +70,7 @@ def _logistic(
     return model.fit(rows, target, sample_weight=weight)
 
 
-def _one_a_class(found: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+def one_a_class(found: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and biases, one a class also where scikit-learn keeps one for two."""
     if len(found.classes_) > 2:
         return found.coef_, found.intercept_
