@@ -22,9 +22,13 @@ LAYERS = (
         "index",
         "kaggle_rules",
         "wheels",
+        "unplugged",
+        "namespace",
+        "comparison",
     ),
     # the folder's parts; the endoscope's view; phrases read; search in an index
     ("layout", "scope", "disc", "sources", "phrases", "exact", "search_page"),
+    ("preinstalled", "sandbox"),
     ("anatomy", "approximate"),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
     ("encoders", "decode", "augment", "ranking_metrics"),
@@ -37,7 +41,8 @@ LAYERS = (
     ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
     ("runner",),
     ("saved_run",),
-    ("kaggle_build",),
+    ("kaggle_build", "mounts"),
+    ("simulate",),
     ("cli",),
     ("__main__",),
 )
