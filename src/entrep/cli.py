@@ -258,6 +258,25 @@ def _kaggle_build(options: argparse.Namespace) -> int:
     return 0
 
 
+def _kaggle_simulate(options: argparse.Namespace) -> int:
+    from entrep.simulate import describe_simulation, simulate
+
+    result = simulate(
+        options.kernel,
+        build=options.build,
+        out=options.out,
+        layout=options.layout,
+        data=options.data,
+        compare=options.compare,
+        accelerator=options.accelerator,
+        rerun=options.rerun,
+        level=options.level,
+        time_limit_s=options.timeout_s,
+    )
+    print(describe_simulation(result))
+    return 1 if result.problems else 0
+
+
 def _demo_weights(options: argparse.Namespace) -> int:
     from entrep.pretrain import train_demo_weights
 
@@ -445,3 +464,26 @@ def _kaggle_parser(commands: argparse._SubParsersAction, common: argparse.Argume
     sub.add_argument("--accelerator", default="gpu", choices=("gpu", "cpu"), help="(gpu)")
     sub.add_argument("--wheels", default="", metavar="DIR", help="wheels, instead of a download")
     sub.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
+
+    _simulate_parser(command)
+
+
+def _simulate_parser(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("simulate", _kaggle_simulate, "Run a built kernel here as Kaggle would run it.")
+    sub.add_argument("kernel", metavar="KERNEL", help="its slug, such as entrep-submit")
+    sub.add_argument("--build", default="", metavar="DIR", help="built folder (kaggle/build)")
+    sub.add_argument("--out", default="runs/kaggle", metavar="DIR", help="outputs (runs/kaggle)")
+    sub.add_argument("--layout", default="new", choices=("new", "old"), help="of inputs (new)")
+    sub.add_argument("--data", default="", metavar="DIR", help="stands for the source not built")
+    sub.add_argument("--compare", default="", metavar="RUN", help="whose submissions it must give")
+    sub.add_argument("--accelerator", default="", choices=("cpu", "gpu"), help="(as built)")
+    sub.add_argument("--rerun", action="store_true", help="as in a competition's scoring rerun")
+    sub.add_argument(
+        "--level",
+        default="auto",
+        choices=("auto", "root", "user", "plain"),
+        help="isolation: namespaces made as root or as a user, or none (the best that works)",
+    )
+    sub.add_argument(
+        "--timeout-s", type=float, default=12 * 3600, metavar="N", help="time limit (12 hours)"
+    )
