@@ -71,7 +71,7 @@ def test_its_environment_has_nothing_of_ours(sandbox, monkeypatch):
     variables = json.loads(run(sandbox, code, GIVEN="1"))
     places = {"PATH", "HOME", "PYTHONUSERBASE"}
     if sandbox.level == "plain":
-        places |= {"KAGGLE_ROOT", "TMPDIR", "http_proxy", "https_proxy", "all_proxy"}
+        places |= {"KAGGLE_ROOT", "TMPDIR", "http_proxy", "https_proxy", "all_proxy", "no_proxy"}
     assert variables.keys() - {"LC_CTYPE"} == places | {"GIVEN"}
     assert variables["HOME"] != os.environ.get("HOME") or sandbox.level != "plain"
 

@@ -27,6 +27,7 @@ from entrep.unplugged import DEAD_PORT, LOG_NAME
 
 LEVELS = ("root", "user", "plain")
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "sys", "dev")
+_FOLDERS = ("kaggle/input", "kaggle/working", "kaggle/temp", "tmp", "home", "root")
 _NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
 _NOWHERE = "192.0.2.1"  # an address that is nobody's, by RFC 5737
 
@@ -37,18 +38,13 @@ class Sandbox:
 
     Attributes:
         level: one of `LEVELS`.
-        folder: holds the interpreter (`preinstalled.make_interpreter`) and the folders made here,
-            `kaggle/input`, `kaggle/working`, `kaggle/temp`, `tmp` and `home`.
+        folder: holds the interpreter (`preinstalled.make_interpreter`), and `_FOLDERS`.
         readable: folders that the interpreter's links lead to.
     """
 
     level: str
     folder: Path
     readable: tuple[Path, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("kaggle/input", "kaggle/working", "kaggle/temp", "tmp", "home", "root"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     @property
     def kaggle(self) -> Path:
@@ -95,19 +91,21 @@ class Sandbox:
             # For programs other than Python: most go where these say.
             names = ("http_proxy", "https_proxy", "all_proxy")
             places |= dict.fromkeys(names, f"http://127.0.0.1:{DEAD_PORT}")
+            places["no_proxy"] = "localhost,127.0.0.1"
         return places
 
     def _plan(self) -> dict[str, object]:
         """The new root, as `namespace.enter` takes it."""
+        # Each look-up leaves the machine, so that it is noticed.
         resolver = self.folder / "resolv.conf"
         resolver.write_text(f"nameserver {_NOWHERE}\n", encoding="utf-8")
+        asked = [Path("/etc/resolv.conf").resolve()] if os.path.lexists("/etc/resolv.conf") else []
         system = [Path("/", name) for name in _SYSTEM if Path("/", name).exists()]
         python = [Path(sys.base_prefix), Path(sys.base_exec_prefix), *self.readable]
         python = [p for p in dict.fromkeys(python) if not any(p.is_relative_to(s) for s in system)]
         binds = [
             *((path, path, path.name == "dev") for path in system),
-            # Each look-up leaves the machine, so that it is noticed.
-            (resolver, Path("/etc/resolv.conf").resolve(), False),
+            *((resolver, path, False) for path in asked),
             (self.folder / "venv", "/venv", True),
             (self.folder / "image", "/image", False),
             (self.folder / "tmp", "/tmp", True),
@@ -139,6 +137,8 @@ def open_sandbox(folder: Path, readable: tuple[Path, ...], level: str = "auto") 
     """
     if level not in ("auto", *LEVELS):
         raise ValueError(f"level: expected auto, {', '.join(LEVELS)}; got {level!r}.")
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
     reasons = []
     for name in LEVELS if level == "auto" else (level,):
         sandbox = Sandbox(name, folder, readable)
