@@ -41,21 +41,28 @@ def prepare(inputs, *, python, gpu):
 
     Args:
         inputs: by name a dictionary: "kind" (dataset, competition, kernel or model), "ref"
-            ("owner/slug", as in the metadata), and of a bundle of the kit "marker" (a file in
-            it) and "manifest" (the SHA-256 of its MANIFEST.json; "" where any will do).
+            ("owner/slug", as in the metadata), "marker" (a file in a bundle of the kit; "" for
+            what others made) and "manifest" (SHA-256 of the bundle's MANIFEST.json; "" where
+            any will do, as a kernel's output is not known when this cell is written).
         python: oldest version, and the first that is too new, such as ("3.11", "3.14").
         gpu: whether a GPU is needed.
     """
     os.environ.update(OFFLINE)
     check_python(python)
-    places = {name: find_input(**source) for name, source in inputs.items()}
+    places = {
+        name: find_input(source["kind"], source["ref"], source["marker"])
+        for name, source in inputs.items()
+    }
     for name, source in inputs.items():
-        if source.get("marker"):
-            check_manifest(places[name], source["ref"], source.get("manifest", ""))
+        if source["marker"]:
+            check_manifest(places[name], source["ref"], source["manifest"])
     if gpu:
         check_gpu()
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    found = {name: str(unpack(places[name], SCRATCH / name)) for name in places}
+    for name, source in inputs.items():
+        if source["marker"]:  # what others call .bin may be anything
+            places[name] = unpack(places[name], SCRATCH / name)
+    found = {name: str(place) for name, place in places.items()}
     install(places["kit"])
     os.environ["ENTREP_INPUTS"] = json.dumps({**found, "scratch": str(SCRATCH)})
     report(found)
@@ -72,7 +79,7 @@ def check_python(limits):
         )
 
 
-def find_input(kind, ref, marker="", manifest=""):
+def find_input(kind, ref, marker=""):
     """The folder where Kaggle mounted a source: by its newer layout, its older one, or `marker`."""
     owner, _, rest = ref.partition("/")
     folder = {"dataset": "datasets", "competition": "competitions"}
@@ -120,7 +127,7 @@ def check_manifest(folder, ref, expected=""):
             f"{mend}, and push this kernel again."
         )
     files = json.loads(path.read_text("utf-8"))["files"]
-    print(f"Checking {len(files)} files of {ref} ...", flush=True)
+    print(f"Checking {ref}, files: {len(files)} ...", flush=True)
     for name, recorded in files.items():
         if not (folder / name).is_file():
             raise NotReady(f"{folder / name} is missing. {mend}, and run this kernel again.")

@@ -106,6 +106,28 @@ def test_options_of_run_reach_the_runner(monkeypatch):
     }
 
 
+def test_options_of_build_and_submit_reach_their_functions(monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr("entrep.kaggle_build.build", lambda out, **rest: seen.update(rest, out=out))
+    arguments = ["kaggle", "build", "--owner", "me", "--run", "r", "--data", "a/b", "--packs", "p"]
+    arguments += ["--accelerator", "cpu", "--wheels", "w", "--out", "o", "-p", "epochs=2"]
+    assert cli.main(arguments) == 0
+    assert seen == {
+        "out": "o",
+        "owner": "me",
+        "run_folder": "r",
+        "data": "a/b",
+        "packs": "p",
+        "accelerator": "cpu",
+        "wheels": "w",
+        "parameters": {"epochs": 2},
+    }
+    monkeypatch.setattr("entrep.saved_run.unpack_run", lambda file, out: (file, out))
+    monkeypatch.setattr("entrep.saved_run.submit_run", lambda folder, **rest: seen.update(f=folder))
+    assert cli.main(["submit", "artifacts.bin", "--out", "o"]) == 0
+    assert seen["f"] == ("artifacts.bin", "o")
+
+
 def test_a_submission_with_problems_is_status_1(monkeypatch, capsys):
     challenge = SimpleNamespace()
     monkeypatch.setattr("entrep.data.find_challenge", lambda root: challenge)

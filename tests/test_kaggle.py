@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from small_run import write_small_run
 
 from entrep import kaggle_build, kaggle_rules
 from entrep.artifacts import hash_folder, read_json, sha256_file, write_json
-from entrep.config import PROFILES
+from entrep.config import PROFILES, RunConfig
 from entrep.kaggle_rules import MANIFEST_FILE, read_dataset, read_kernel, slugify, write_manifest
+from entrep.notebook import declared_parameters
 from entrep.registry import weights_folder
 from entrep.runner import NOTEBOOKS
 
@@ -56,17 +59,7 @@ def wheels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """As little as a run folder can hold and be packed."""
-    folder = tmp_path_factory.mktemp("run")
-    for step in NOTEBOOKS[:-1]:
-        write_json(folder / step.name / "metrics.json", {})
-    write_json(folder / "01_eda" / "challenge.json", {"root": "/home/me/pictures", "tests": {}})
-    write_json(folder / "config.json", {"profile": "demo", "work_dir": "/home/me/run"})
-    (folder / "03_dinov2_finetune" / "fold0.safetensors").write_bytes(b"large")
-    (folder / "05_retrieval" / "figure.png").write_bytes(b"png")
-    sums = hash_folder(folder)
-    (folder / "SHA256SUMS").write_text("".join(f"{d}  {n}\n" for n, d in sorted(sums.items())))
-    return folder
+    return write_small_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +101,7 @@ def test_every_kernel_and_data_set_passes_our_own_checks(built):
     refs = [read_dataset(folder)["id"] for folder in sorted((built / "datasets").iterdir())]
     assert refs == sorted(f"someone/{slugify(title)}" for title in TABLE.DATASETS.values())
     names = [*(kernel.slug for kernel in TABLE.KERNELS), *map(slugify, TABLE.DATASETS.values())]
+    assert all(set(kernel.inputs) <= {"data", *TABLE.DATASETS} for kernel in TABLE.KERNELS)
     assert len(set(names)) == len(names)  # Kaggle lets no kernel share its name with a data set
 
 
@@ -144,6 +138,14 @@ def test_rendered_notebooks_are_valid_and_hold_their_parameters(built):
         ) == (not kernel.gpu)
         compile(first.source, kernel.slug, "exec")
         assert "/home/me" not in path.read_text("utf-8")
+    # Whatever a configuration takes, one of the notebooks that train does.
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    folder = ROOT / "notebooks"
+    assert fields == {
+        name
+        for step in NOTEBOOKS[:-1]
+        for name in declared_parameters(folder / f"{step.name}.ipynb")
+    }
     train = cells_of(built, "entrep-train")
     assert assigned(train, "profile") == "full"
     settings = assigned(train, "settings")
@@ -156,6 +158,18 @@ def test_rendered_notebooks_are_valid_and_hold_their_parameters(built):
     for step in NOTEBOOKS:
         for cell in read_json(ROOT / "notebooks" / f"{step.name}.ipynb")["cells"]:
             assert "".join(cell["source"]) in code
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kaggle").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_bodies_are_stored_clean_and_explain_themselves(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert len(notebook.cells) - len(code) >= 0.4 * len(notebook.cells)
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 25
 
 
 @pytest.mark.parametrize("data", ["", "entrep/pictures"])
@@ -285,6 +299,9 @@ def mount(bootstrap, built, layout):
             place = bootstrap.INPUT / "datasets" / "someone" / folder.name
         shutil.copytree(folder, place)
         (place / kaggle_rules.DATASET_FILE).unlink()
+    pictures = bootstrap.INPUT / "pictures"  # somebody's data set
+    pictures.mkdir()
+    (pictures / "weights.bin").write_bytes(b"no archive")
 
 
 def inputs_of(built, kernel):
@@ -293,7 +310,6 @@ def inputs_of(built, kernel):
     source = next(c["source"] for c in cells_of(built, kernel) if c["id"] == "bootstrap")
     call = source[source.rindex("\nprepare(") :]
     exec(call, {"prepare": lambda **given: found.update(given)})
-    del found["inputs"]["data"]  # somebody's pictures
     return found
 
 
@@ -308,6 +324,7 @@ def test_both_layouts_are_found_checked_and_unpacked(layout, bootstrap, built, m
         found = json.loads(os.environ["ENTREP_INPUTS"])
         assert found.pop("scratch") == str(bootstrap.SCRATCH)
         assert (Path(found["kit"]) / "06_submission.ipynb").is_file()
+        assert found["data"] == str(bootstrap.INPUT / "pictures")
         assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert sha256_file(Path(found["artifacts"]) / "artifacts" / "config.json")
     assert not list(bootstrap.SCRATCH.rglob("fold0.safetensors"))

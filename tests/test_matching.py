@@ -134,6 +134,7 @@ def test_kept_adapters_are_taken_as_they_are_until_what_they_learned_from_change
     for changed in ({"epochs": 3}, {"seed": 1}, {"identity": "y"}, {"labels": 6 - target}):
         assert np.abs(np.subtract(learn(noise=1e-7, **changed), first)).max() > 0
         np.testing.assert_array_equal(learn(), first)
+    assert not learn(epochs=0) and not list(tmp_path.iterdir())
 
 
 def test_queries_are_asked_in_their_own_part_and_phrases_in_all(matcher):

@@ -12,8 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from entrep.artifacts import read_table
 from entrep.config import RunConfig
 from entrep.runner import BASE_PARAMETERS, NOTEBOOKS, run
+from entrep.saved_run import pack_run, submit_run, unpack_run
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = [FOLDER / f"{step.name}.ipynb" for step in NOTEBOOKS]
@@ -160,6 +162,20 @@ def test_threads_and_batch_size_at_inference_do_not_change_the_submissions(
     assert results["02_prototypes"] == results["03_dinov2_finetune"] == "parameters changed"
     assert weights.stat().st_mtime_ns == trained
     assert submissions_of(out) == submissions_of(finished)
+
+
+def test_packed_artifacts_give_the_same_submissions_without_pictures(finished, tmp_path):
+    pack_run(finished, tmp_path / "artifacts.bin")
+    folder = unpack_run(tmp_path / "artifacts.bin", tmp_path / "run")
+    assert not (folder / "data").exists()
+    found = submit_run(folder)
+    assert submissions_of(folder) == submissions_of(finished)
+    assert sorted(found) == sorted(TRACKS)
+    here, there = (read_table(run / "06_submission" / "margins.csv") for run in (finished, folder))
+    assert here["smallest_lead"].tolist() == there["smallest_lead"].tolist()
+    # Noise was measured where the pictures are, and is far below every score's six decimals.
+    assert 0 <= here["noise"].astype(float).max() < 1e-6
+    assert there["noise"].tolist() == [""] * 3
 
 
 def test_real_pictures_end_in_three_valid_submissions(real_sample, tmp_path):

@@ -100,6 +100,15 @@ def test_upstream_steps_come_before_those_that_need_them():
     assert len(owned) == len(set(owned))
 
 
+def test_a_notebook_that_embeds_nothing_runs_without_weights_and_pictures(start, tmp_path):
+    # The folder of somebody's run on real pictures, moved here without them.
+    (tmp_path / "run" / "01_first").mkdir(parents=True)
+    last = Step("03_third", upstream=("01_first",), encoders=False)
+    with pytest.raises(FileNotFoundError, match="the weights of .* are not here"):
+        start(profile="full", only=["02"])
+    assert start(profile="full", only=["03"], steps=(STEPS[0], last)) == {"03_third": "new"}
+
+
 def test_parameters_get_the_type_of_their_field():
     texts = ["epochs=3", "learning_rate=1e-4", "flip_swap=No", "backbone=demo-dino", "x=1"]
     assert parse_parameters(texts) == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 
 import pytest
+from small_run import write_small_run
 
 from entrep import saved_run
 from entrep.artifacts import hash_folder, read_json, sha256_file, write_json
@@ -13,18 +14,7 @@ from entrep.runner import ARTIFACTS, NOTEBOOKS
 
 @pytest.fixture
 def run_folder(tmp_path):
-    folder = tmp_path / "run"
-    for step in NOTEBOOKS[:-1]:
-        write_json(folder / step.name / "metrics.json", {"of": step.name})
-    write_json(folder / "01_eda" / "challenge.json", {"root": "/home/me/pictures"})
-    write_json(folder / "config.json", {"profile": "mini", "data_path": "/home/me", "seed": 3})
-    for name in ("02_prototypes/embeddings.safetensors", "03_dinov2_finetune/fold0.safetensors"):
-        (folder / name).write_bytes(b"numbers")
-    (folder / "04_hybrid" / "confusion.png").write_bytes(b"figure")
-    write_json(folder / "06_submission" / "metrics.json", {})
-    sums = hash_folder(folder)
-    (folder / "SHA256SUMS").write_text("".join(f"{d}  {n}\n" for n, d in sorted(sums.items())))
-    return folder
+    return write_small_run(tmp_path / "run")
 
 
 def test_artifacts_hold_what_06_reads_and_no_place(run_folder, tmp_path):
@@ -35,7 +25,7 @@ def test_artifacts_hold_what_06_reads_and_no_place(run_folder, tmp_path):
     assert names == {
         "config.json",
         "01_eda/challenge.json",
-        "02_prototypes/embeddings.safetensors",
+        *(f"{step.name}/numbers.safetensors" for step in NOTEBOOKS[:-1]),
         *(f"{step.name}/metrics.json" for step in NOTEBOOKS[:-1]),
     }
     assert not any(b"/home/me" in (folder / name).read_bytes() for name in names)
@@ -58,6 +48,20 @@ def test_a_run_that_was_changed_or_did_not_end_is_not_packed(run_folder, tmp_pat
         saved_run.pack_run(run_folder, target)
     saved_run.save_run(run_folder)
     assert not target.exists() and not (run_folder / ARTIFACTS).exists()
+
+
+@pytest.mark.parametrize("which", ["gone", "older than what it reads"])
+def test_a_run_whose_notebooks_do_not_belong_together_is_not_packed(which, run_folder, tmp_path):
+    manifest = read_json(run_folder / "manifest.json")
+    if which == "gone":
+        del manifest["notebooks"]["05_retrieval"]
+    else:
+        manifest["notebooks"]["05_retrieval"]["inputs"]["upstream"] = "another"
+    write_json(run_folder / "manifest.json", manifest)
+    with pytest.raises(ValueError, match="run: 05_retrieval did not run, or ran before"):
+        saved_run.pack_run(run_folder, tmp_path / "a.bin")
+    saved_run.save_run(run_folder)
+    assert not (run_folder / ARTIFACTS).exists()
 
 
 def test_a_file_that_holds_no_run_is_refused(tmp_path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import pprint
 import re
 import shutil
@@ -41,10 +40,10 @@ from entrep.runner import NOTEBOOKS
 from entrep.saved_run import ARTIFACTS, PLACES, pack_run
 from entrep.wheels import (
     build_wheel,
-    copy_wheels,
     download_wheels,
     gather_wheels,
     pin_requirements,
+    wheel_cache,
 )
 
 BUILT = ".entrep-kaggle"  # file in a folder of our making; another one is never replaced
@@ -126,7 +125,7 @@ def build(
 
     Raises:
         FileNotFoundError: if the checkout, the run, a pack or a wheel is missing.
-        ValueError: for a name that Kaggle would refuse, or a parameter that nothing takes.
+        ValueError: for a name that Kaggle would refuse, or a parameter that no run would take.
         RuntimeError: if the wheels cannot be downloaded.
     """
     root = find_checkout(root)
@@ -149,14 +148,10 @@ def build(
         if run_folder:
             trained = _build_artifacts(folder, table, owner, run_folder)
         sources["artifacts"] = trained
-        taken = set()
         for kernel in table.KERNELS:
             values = {"profile": profile, **given, **kernel.parameters}
             gpu = kernel.gpu and accelerator == "gpu"
-            taken |= _build_kernel(root, folder, kernel, owner, sources, values, gpu)
-        unknown = sorted(given.keys() - taken)
-        if unknown:
-            raise ValueError(f"{unknown[0]}: no kernel takes this parameter.")
+            _build_kernel(root, folder, kernel, owner, sources, values, gpu)
     return target
 
 
@@ -194,11 +189,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o755)
         (folder / BUILT).touch()
-        old = folder.with_name(f"{folder.name}-old")
         if target.exists():
-            target.rename(old)
+            shutil.rmtree(target)
         folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -228,9 +221,9 @@ def _build_kit(
     wheel = build_wheel(root, place)
     pinned = pin_requirements(table.WHEELS, root / "requirements.txt")
     found = gather_wheels(pinned, wheels) if wheels else download_wheels(pinned, wheel_cache())
-    copy_wheels(found, place)
-    for step in NOTEBOOKS:
-        shutil.copyfile(root / "notebooks" / f"{step.name}.ipynb", place / f"{step.name}.ipynb")
+    notebooks = [root / "notebooks" / f"{step.name}.ipynb" for step in NOTEBOOKS]
+    for path in (*found, *notebooks):
+        shutil.copyfile(path, place / path.name)
     return _finish_dataset(place, ref, wheel.name)
 
 
@@ -263,8 +256,7 @@ def _build_kernel(
     sources: Mapping[str, Source],
     values: Mapping[str, object],
     gpu: bool,
-) -> set[str]:
-    """Write a kernel's folder; gives the names of the values that were baked into it."""
+) -> None:
     mounted = {name: sources[name] for name in kernel.inputs if name in sources}
     place = folder / "kernels" / kernel.slug
     place.mkdir(parents=True)
@@ -294,13 +286,6 @@ def _build_kernel(
         about[key] = [s.ref for s in mounted.values() if f"{s.kind}_sources" == key]
     write_json(place / KERNEL_FILE, about)
     read_kernel(place)
-    return {name for body in bodies for cell in body["cells"] for name in _taken(cell, values)}
-
-
-def wheel_cache() -> Path:
-    """Where downloaded wheels are kept between builds."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "entrep" / "wheels"
 
 
 def render(
@@ -349,21 +334,12 @@ def render(
     }
 
 
-def _declared(cell: Mapping) -> list[str]:
-    """Names in a cell tagged `parameters`; none in another one."""
-    if "parameters" not in cell["metadata"].get("tags", ()):
-        return []
-    nodes = ast.parse("".join(cell["source"])).body
-    return [node.target.id for node in nodes if isinstance(node, ast.AnnAssign)]
-
-
-def _taken(cell: Mapping, values: Mapping[str, object]) -> set[str]:
-    declared = _declared(cell)
-    return set(values) if REST in declared else values.keys() & declared
-
-
 def _baked(cell: Mapping, values: Mapping[str, object]) -> dict[str, object]:
-    declared = _declared(cell)
+    """What a cell tagged `parameters` takes of the values; nothing for another cell."""
+    if "parameters" not in cell["metadata"].get("tags", ()):
+        return {}
+    nodes = ast.parse("".join(cell["source"])).body
+    declared = [node.target.id for node in nodes if isinstance(node, ast.AnnAssign)]
     baked = {name: values[name] for name in declared if name in values}
     if REST in declared:
         baked[REST] = {name: value for name, value in values.items() if name not in declared}

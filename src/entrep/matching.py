@@ -101,14 +101,17 @@ def learn_space(
         identity: what `space` is made of, as JSON: encoder, pictures, phrases. An adapter
             that was saved with another one, or with other arguments here, is learned anew.
     """
-    if not epochs:
-        return space
-    adapters, count = [], int(fold.max()) + 1
-    dev = fold >= 0
+    adapters, dev = [], fold >= 0
     settings = [identity, fold.tolist(), lessons.of(np.flatnonzero(dev)).digest(), epochs, seed]
     key = sha256_json(settings)
-    for number in range(count):
-        path = None if kept is None else Path(f"{kept}{number}.safetensors")
+    paths = [
+        None if kept is None else Path(f"{kept}{number}.safetensors")
+        for number in range(int(fold.max()) + 1 if epochs else 0)
+    ]
+    if kept is not None:
+        for path in {*Path(kept).parent.glob(f"{Path(kept).name}*")} - {*paths}:
+            path.unlink()  # of an earlier run with more folds
+    for number, path in enumerate(paths):
         found, saved = load_adapter(path) if path and path.is_file() else (None, "")
         if saved != key:
             rows = np.flatnonzero(dev & (fold != number))

@@ -9,22 +9,27 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from entrep.artifacts import format_json, hash_folder, read_json, sha256_file, write_zip
+from entrep.artifacts import (
+    format_json,
+    hash_folder,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_zip,
+)
 from entrep.notebook import declared_parameters
 from entrep.runner import ARTIFACTS, DRAWN, NOTEBOOKS, find_notebooks, run
 
 LAST = NOTEBOOKS[-1]
 SUFFIXES = (".csv", ".json", ".safetensors")  # not figures
-# Where a run happened is not what it found, and nobody else's affair.
-PLACES = {"data_path": "", "work_dir": "", "cache_dir": "", "weights_dir": ""}
-"""Fields of `RunConfig` that name a folder, and what stands in a packed run instead."""
+# Fields of `RunConfig` that name a folder; where a run happened is not what it found.
+PLACES = ("data_path", "work_dir", "cache_dir", "weights_dir")
 
 
 def save_run(run_folder: str | Path) -> None:
-    """Write `artifacts.bin` into a run folder if notebooks 01 to 05 are done, and say so."""
+    """Write `artifacts.bin` into a run folder, and say so, if 01 to 05 are done and of one run."""
     folder = Path(run_folder)
-    done = all((folder / name / "metrics.json").is_file() for name in LAST.upstream[1:])
-    if done and (folder / "SHA256SUMS").is_file():
+    if (folder / "SHA256SUMS").is_file() and not unfinished(folder):
         print(f"Artefacts: {pack_run(folder, folder / ARTIFACTS)}  {folder / ARTIFACTS}")
 
 
@@ -42,16 +47,17 @@ def pack_run(run_folder: str | Path, path: str | Path) -> str:
         Its SHA-256.
 
     Raises:
-        FileNotFoundError: if the folder holds no finished run.
-        ValueError: if a file is not as the run left it.
+        FileNotFoundError: if the folder holds no run that ended well.
+        ValueError: if a notebook has not run, or a file is not as the run left it.
     """
     folder = Path(run_folder)
     sums = read_sums(folder)
-    for name in LAST.upstream:
-        if not any(PurePosixPath(file).parts[0] == name for file in sums):
-            raise FileNotFoundError(
-                f"{folder} holds no results of {name}; run the notebooks before {LAST.name} first."
-            )
+    behind = unfinished(folder)
+    if behind:
+        raise ValueError(
+            f"{folder}: {', '.join(behind)} did not run, or ran before what it reads was made "
+            "anew; run without --only."
+        )
     members: dict[str, bytes | Path] = {
         name: folder / name for name in [*filter(_is_needed, sums), "config.json"]
     }
@@ -61,9 +67,12 @@ def pack_run(run_folder: str | Path, path: str | Path) -> str:
                 f"{file} is not as the run left it (SHA256SUMS of that folder); "
                 "run the notebooks again with the same --out."
             )
-    members["config.json"] = format_json({**read_json(folder / "config.json"), **PLACES}).encode()
-    listed = f"{NOTEBOOKS[0].name}/challenge.json"
-    members[listed] = format_json({**read_json(folder / listed), "root": f"../{DRAWN}"}).encode()
+    elsewhere = {
+        "config.json": dict.fromkeys(PLACES, ""),
+        f"{NOTEBOOKS[0].name}/challenge.json": {"root": f"../{DRAWN}"},
+    }
+    for name, changes in elsewhere.items():
+        members[name] = format_json({**read_json(folder / name), **changes}).encode()
     write_zip(path, members)
     return sha256_file(path)
 
@@ -122,6 +131,21 @@ def submit_run(
         notebooks=notebooks,
     )
     return hash_folder(Path(folder) / "submissions")
+
+
+def unfinished(run_folder: str | Path) -> list[str]:
+    """The notebooks from 01 to 05 that have not run, or not on what their upstream last wrote."""
+    path = Path(run_folder) / "manifest.json"
+    done = read_json(path)["notebooks"] if path.is_file() else {}
+    behind = []
+    for step in NOTEBOOKS[:-1]:
+        if not {step.name, *step.upstream} <= done.keys():
+            behind.append(step.name)
+            continue
+        upstream = sha256_json({name: done[name]["outputs"] for name in step.upstream})
+        if done[step.name]["inputs"]["upstream"] != upstream:
+            behind.append(step.name)
+    return behind
 
 
 def read_sums(run_folder: str | Path) -> dict[str, str]:

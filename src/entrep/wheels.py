@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -154,10 +154,10 @@ def download_wheels(pinned: Sequence[str], folder: str | Path) -> list[Path]:
     return gather_wheels(pinned, folder)
 
 
-def copy_wheels(wheels: Iterable[Path], folder: str | Path) -> None:
-    """Copy wheels into a folder under their own names."""
-    for wheel in wheels:
-        shutil.copyfile(wheel, Path(folder) / wheel.name)
+def wheel_cache() -> Path:
+    """Where downloaded wheels are kept between builds."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "entrep" / "wheels"
 
 
 def plain_name(name: str) -> str:
