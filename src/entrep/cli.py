@@ -224,6 +224,73 @@ def _models_verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _kaggle_push(options: argparse.Namespace) -> int:
+    from entrep.push_plan import describe_plan, load_plan
+
+    plan = load_plan(options.build, options.kernel)
+    print(describe_plan(plan, datasets=options.datasets))
+    if not options.yes:
+        return _dry_run()
+    from entrep.push import await_run, log_in, push
+
+    api, timeout_s = log_in(), options.timeout_min * 60
+    version = push(api, plan, datasets=options.datasets, timeout_s=timeout_s)
+    if options.wait:
+        await_run(api, f"{plan.ref}/{version}", timeout_s=timeout_s)
+    return 0
+
+
+def _dry_run() -> int:
+    print("Dry run: nothing was sent. With --yes it is.")
+    return 0
+
+
+def _kaggle_status(options: argparse.Namespace) -> int:
+    from entrep.push import await_run, log_in, show_run
+    from entrep.push_plan import kernel_ref
+
+    ref = kernel_ref(options.kernel, options.build)
+    if options.wait:
+        await_run(log_in(), ref, timeout_s=options.timeout_min * 60)
+    else:
+        show_run(log_in(), ref)
+    return 0
+
+
+def _kaggle_output(options: argparse.Namespace) -> int:
+    from entrep.push import compare_submissions, fetch_output, find_submissions, log_in
+    from entrep.push_plan import kernel_ref
+
+    ref = kernel_ref(options.kernel, options.build)
+    run = options.compare and os.path.join(options.compare, "submissions")
+    local = find_submissions(run) if run else {}
+    if run and not local:
+        raise FileNotFoundError(f"{run}: no submissions; --compare wants a folder of 'entrep run'.")
+    fetch_output(log_in(), ref, options.to)
+    print(f"Fetched: {options.to}")
+    fetched = find_submissions(options.to)
+    if run:
+        compare_submissions(fetched, local)
+    else:
+        print("\n".join(f"{name}  {digest}" for name, digest in fetched.items()))
+    return 0
+
+
+def _kaggle_submit_kernel(options: argparse.Namespace) -> int:
+    from entrep.push_plan import kernel_ref
+
+    ref = kernel_ref(options.kernel, options.build, versioned=True)
+    print(f"Submission of {options.file} of kernel {ref} to {options.competition}")
+    print(f"  described as {options.message}")
+    if not options.yes:
+        return _dry_run()
+    from entrep.push import log_in, submit_kernel
+
+    given = {"competition": options.competition, "file": options.file, "message": options.message}
+    submit_kernel(log_in(), ref, **given)
+    return 0
+
+
 def _demo_weights(options: argparse.Namespace) -> int:
     from entrep.pretrain import train_demo_weights
 
@@ -292,6 +359,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _search_parsers(command)
     _models_parser(commands, common)
+    _kaggle_parser(commands, common)
 
     sub = command("demo-weights", _demo_weights, "Train the two embedded encoders anew.")
     sub.add_argument("folder", nargs="?", default="weights", metavar="DIR", help="(weights)")
@@ -381,3 +449,61 @@ def _models_parser(commands: argparse._SubParsersAction, common: argparse.Argume
 
     sub = command("verify", _models_verify, "Check every file of a pack and one forward pass.")
     sub.add_argument("folders", nargs="+", metavar="DIR")
+
+
+def _kaggle_parser(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    text = "Kernels for Kaggle."
+    kaggle = commands.add_parser("kaggle", help=text, description=text).add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = kaggle.add_parser(name, help=text, description=text, parents=[common])
+        sub.set_defaults(command=function)
+        return sub
+
+    _push_parsers(command)
+
+
+def _push_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
+    versioned = "slug of a built kernel, or OWNER/SLUG; /VERSION after it, else the newest"
+
+    def timeout(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--timeout-min", type=float, default=120, help="to wait at most (120)")
+
+    sub = command("push", _kaggle_push, "Show what a push sends; with --yes, send and run it.")
+    sub.add_argument("kernel", metavar="KERNEL", help="slug of a built kernel")
+    sub.add_argument("--yes", action="store_true", help="really send it")
+    sub.add_argument("--datasets", action="store_true", help="its data sets first, if they changed")
+    sub.add_argument("--wait", action="store_true", help="until the run has ended")
+    timeout(sub)
+    _build_option(sub)
+
+    sub = command("status", _kaggle_status, "Show how a kernel's run goes; 1 if it failed.")
+    sub.add_argument("kernel", metavar="KERNEL", help=versioned)
+    sub.add_argument("--wait", action="store_true", help="until the run has ended")
+    timeout(sub)
+    _build_option(sub)
+
+    sub = command("output", _kaggle_output, "Fetch what a kernel's run wrote.")
+    sub.add_argument("kernel", metavar="KERNEL", help=versioned)
+    sub.add_argument("--to", required=True, metavar="DIR", help="new or empty folder")
+    sub.add_argument(
+        "--compare",
+        default="",
+        metavar="RUN",
+        help="run with the same submissions",
+    )
+    _build_option(sub)
+
+    sub = command("submit-kernel", _kaggle_submit_kernel, "Submit an output to a code competition.")
+    sub.add_argument("kernel", metavar="KERNEL/VERSION", help="as a push printed it")
+    sub.add_argument("--competition", required=True, metavar="SLUG")
+    sub.add_argument("--file", required=True, help="name of the output file, such as track1.zip")
+    sub.add_argument("-m", "--message", required=True, help="description of the submission")
+    sub.add_argument("--yes", action="store_true", help="really submit it")
+    _build_option(sub)
+
+
+def _build_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--build", default="kaggle/build", metavar="DIR", help="(kaggle/build)")
