@@ -25,7 +25,8 @@ class FakeKaggle(ThreadingHTTPServer):
 
     Attributes:
         calls: (method of the API or of HTTP, body) of all that was asked for.
-        answers: by method of the API, what the next calls get instead: (status, body) or with headers.
+        answers: by method of the API, what the next calls get instead: (status, body), and
+            headers after them if need be.
         datasets: content of the current version by OWNER/SLUG, a file's bytes by its name.
         statuses: by OWNER/SLUG, what GetDatasetStatus says next; READY when it is used up.
         late: OWNER/SLUGs whose next version shows up after one more GetDatasetStatus.

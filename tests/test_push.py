@@ -20,7 +20,7 @@ from entrep.cli import main
 
 SUBMIT = ("submit-kernel", "entrep-submit/3", "--competition", "entrep", "--yes")
 SUBMIT += ("--file", "track1.zip", "-m", "first try")
-PUSH = ("push", "entrep-submit", "--yes", "--datasets")
+PUSH = ("push", "entrep-submit", "--yes", "--datasets", "--timeout-min", "0.5")
 KIT, PACKS = "alice/entrep-kit", "alice/entrep-packs"
 
 # Ends the process when it looks for anything but this machine, whoever catches an exception.
@@ -528,4 +528,4 @@ def test_the_command_reaches_kaggles_client_and_nothing_else(build, tmp_path):
             environment.pop(name)
             environment.pop(name.lower(), None)
         done = entrep("status", "entrep-submit")
-        assert done.returncode == 99 and done.stderr.startswith("socket.")
+        assert done.returncode == 99 and "socket.getaddrinfo" in done.stderr
