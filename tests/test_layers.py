@@ -23,8 +23,8 @@ LAYERS = (
     ("adapter", "prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
     ("rerank",),
     ("matching",),
-    ("submission", "plots", "pretrain", "evaluate", "summary", "notebook", "push_plan"),
-    ("runner", "push"),
+    ("submission", "plots", "pretrain", "evaluate", "summary", "notebook", "kaggle_plan"),
+    ("runner", "kaggle_push"),
     ("cli",),
     ("__main__",),
 )

@@ -225,13 +225,13 @@ def _models_verify(options: argparse.Namespace) -> int:
 
 
 def _kaggle_push(options: argparse.Namespace) -> int:
-    from entrep.push_plan import describe_plan, load_plan
+    from entrep.kaggle_plan import describe_plan, load_plan
 
     plan = load_plan(options.build, options.kernel)
     print(describe_plan(plan, datasets=options.datasets))
     if not options.yes:
         return _dry_run()
-    from entrep.push import await_run, log_in, push
+    from entrep.kaggle_push import await_run, log_in, push
 
     api, timeout_s = log_in(), options.timeout_min * 60
     version = push(api, plan, datasets=options.datasets, timeout_s=timeout_s)
@@ -246,8 +246,8 @@ def _dry_run() -> int:
 
 
 def _kaggle_status(options: argparse.Namespace) -> int:
-    from entrep.push import await_run, log_in, show_run
-    from entrep.push_plan import kernel_ref
+    from entrep.kaggle_push import await_run, log_in, show_run
+    from entrep.kaggle_plan import kernel_ref
 
     ref = kernel_ref(options.kernel, options.build)
     if options.wait:
@@ -258,8 +258,8 @@ def _kaggle_status(options: argparse.Namespace) -> int:
 
 
 def _kaggle_output(options: argparse.Namespace) -> int:
-    from entrep.push import compare_submissions, fetch_output, find_submissions, log_in
-    from entrep.push_plan import kernel_ref
+    from entrep.kaggle_push import compare_submissions, fetch_output, find_submissions, log_in
+    from entrep.kaggle_plan import kernel_ref
 
     ref = kernel_ref(options.kernel, options.build)
     run = options.compare and os.path.join(options.compare, "submissions")
@@ -277,14 +277,14 @@ def _kaggle_output(options: argparse.Namespace) -> int:
 
 
 def _kaggle_submit_kernel(options: argparse.Namespace) -> int:
-    from entrep.push_plan import kernel_ref
+    from entrep.kaggle_plan import kernel_ref
 
     ref = kernel_ref(options.kernel, options.build, versioned=True)
     print(f"Submission of {options.file} of kernel {ref} to {options.competition}")
     print(f"  described as {options.message}")
     if not options.yes:
         return _dry_run()
-    from entrep.push import log_in, submit_kernel
+    from entrep.kaggle_push import log_in, submit_kernel
 
     given = {"competition": options.competition, "file": options.file, "message": options.message}
     submit_kernel(log_in(), ref, **given)

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from built import WHEEL, write_build, write_dataset, write_kernel
+from kaggle_builds import WHEEL, write_build, write_dataset, write_kernel
 from fake_kaggle import KEY, fake_kaggle
 
-from entrep import push
+from entrep import kaggle_push
 from entrep.cli import main
 
 SUBMIT = ("submit-kernel", "entrep-submit/3", "--competition", "entrep", "--yes")
@@ -72,8 +72,8 @@ def kaggle(tmp_path, monkeypatch):
         monkeypatch.setattr(KaggleApi, "config_dir", str(home))
         monkeypatch.setattr(KaggleApi, "config", str(home / "kaggle.json"))
         monkeypatch.setattr(tempfile, "tempdir", str(home))
-        monkeypatch.setattr(push, "POLL_S", 0.01)
-        monkeypatch.setattr(push, "LISTED_S", 0.1)
+        monkeypatch.setattr(kaggle_push, "POLL_S", 0.01)
+        monkeypatch.setattr(kaggle_push, "LISTED_S", 0.1)
         yield server
         assert not server.called("CONNECT")
 
@@ -446,7 +446,7 @@ def test_two_runs_below_one_folder_are_not_mixed_up(tmp_path):
     local_run(tmp_path / "a")
     local_run(tmp_path / "b", track1=b"other")
     with pytest.raises(ValueError, match="different files track1.zip"):
-        push.find_submissions(tmp_path)
+        kaggle_push.find_submissions(tmp_path)
 
 
 # Submission of a kernel

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from built import WHEEL, write_build, write_dataset, write_kernel
+from kaggle_builds import WHEEL, write_build, write_dataset, write_kernel
 
-from entrep.push_plan import describe_plan, kernel_ref, load_plan
+from entrep.kaggle_plan import describe_plan, kernel_ref, load_plan
 
 # Ends the process with status 99 when anything opens, names or uses a socket, whoever catches it.
 NO_SOCKETS = """

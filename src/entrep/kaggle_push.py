@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from entrep.artifacts import sha256_file
-from entrep.push_plan import MANIFEST, DataSet, Plan
+from entrep.kaggle_plan import MANIFEST, DataSet, Plan
 
 # The client logs in when it is imported, and it is not always installed: import it in functions.
 if TYPE_CHECKING:
