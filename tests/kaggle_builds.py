@@ -30,7 +30,12 @@ def write_kernel(folder: Path, owner: str = "alice", **changes: object) -> None:
         "outputs": [],
         "source": ["import entrep\n", "print(1)"],
     }
-    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    notebook = {
+        "cells": [cell],
+        "metadata": {"kernelspec": {"name": "python3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     (kernel / "06_submission.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     metadata = {
         "id": f"{owner}/entrep-submit",
@@ -40,7 +45,9 @@ def write_kernel(folder: Path, owner: str = "alice", **changes: object) -> None:
         "kernel_type": "notebook",
         "is_private": True,
         "enable_gpu": False,
+        "enable_tpu": False,
         "enable_internet": False,
+        "keywords": [],
         "dataset_sources": [f"{owner}/entrep-kit", f"{owner}/entrep-packs", "bob/pictures"],
         "competition_sources": [],
         "kernel_sources": [f"{owner}/entrep-train"],
@@ -58,6 +65,7 @@ def write_dataset(folder: Path, ref: str, files: dict[str, bytes]) -> Path:
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     manifest = json.dumps({"format": 1, "files": digests})
     (dataset / "MANIFEST.json").write_text(manifest, encoding="utf-8")
-    metadata = {"title": f"ENTRep {ref}", "id": ref, "licenses": [{"name": "MIT"}]}
+    title = dataset.name.replace("-", " ")
+    metadata = {"title": title, "id": ref, "licenses": [{"name": "apache-2.0"}]}
     (dataset / "dataset-metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     return dataset

@@ -107,8 +107,9 @@ def test_the_same_seed_learns_the_same_and_leaves_the_generator_alone(study):
 def test_a_saved_adapter_is_read_back(study, tmp_path):
     rows, texts, prompts, lessons, *_ = study
     learned = adapter.fit_adapter(rows, texts, prompts, lessons, epochs=1)
-    adapter.save_adapter(tmp_path / "adapter.safetensors", learned)
-    found = adapter.load_adapter(tmp_path / "adapter.safetensors")
+    adapter.save_adapter(tmp_path / "adapter.safetensors", learned, "its key")
+    found, key = adapter.load_adapter(tmp_path / "adapter.safetensors")
+    assert key == "its key"
     np.testing.assert_array_equal(found.move_pictures(rows), learned.move_pictures(rows))
 
 

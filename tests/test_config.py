@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from entrep.config import PROFILES, RunConfig, config_from, describe_config, load_config
+from entrep.config import (
+    PROFILES,
+    RunConfig,
+    config_from,
+    describe_config,
+    load_config,
+    need_pictures,
+)
 
 
 def test_the_demo_needs_nothing():
@@ -57,13 +64,19 @@ def test_whole_numbers_and_paths_are_taken_where_they_are_meant():
         ({"decision": "vote"}, "decision: expected combined or reference; got 'vote'"),
         ({"coverage": 1.0}, "coverage: expected 0.5 to 0.999, got 1.0"),
         ({"abstain_share": 0.9}, r"abstain_share: expected accept_share \(0.95\) or more, got 0.9"),
-        ({"profile": "mini"}, "data_path: profile 'mini' works on real pictures"),
         ({"work_dir": ""}, "work_dir: give a folder"),
     ],
 )
 def test_a_wrong_parameter_is_refused_by_its_name(overrides, gist):
     with pytest.raises(ValueError, match=gist):
         load_config(**overrides)
+
+
+def test_real_pictures_are_asked_for_where_they_are_read():
+    with pytest.raises(ValueError, match="data_path: profile 'mini' works on real pictures"):
+        need_pictures(load_config("mini"))
+    need_pictures(load_config("mini", data_path="pictures"))
+    need_pictures(load_config())
 
 
 def test_a_notebooks_other_variables_are_not_parameters():

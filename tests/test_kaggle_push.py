@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from kaggle_builds import WHEEL, write_build, write_dataset, write_kernel
 from fake_kaggle import KEY, fake_kaggle
+from kaggle_builds import WHEEL, write_build, write_dataset, write_kernel
 
 from entrep import kaggle_push
 from entrep.cli import main
@@ -282,7 +282,7 @@ def test_a_data_set_that_never_gets_ready_stops_the_push(kaggle, run, statuses, 
 def test_a_build_for_another_owner_is_not_sent(kaggle, build, run):
     write_kernel(build, owner="carol")
     status, said = run(*PUSH)
-    assert status == 1 and "built for carol, but the login is that of alice" in said
+    assert status == 1 and "entrep kaggle build --owner alice" in said
     assert not kaggle.calls
 
 
@@ -392,7 +392,7 @@ def test_output_fetches_all_pages_and_the_same_submissions_pass(kaggle, run, tmp
     assert found == {*files, "entrep-submit.log"}
     assert all((to / name).read_bytes() == content for name, content in files.items())
     digest = hashlib.sha256(b"track 2").hexdigest()
-    assert f"track2.zip  Kaggle {digest}  here {digest}  same" in said
+    assert f"track2.zip    {digest}  {digest}  same" in said
     assert not list(tmp_path.glob(".fetched-*"))
 
 
@@ -438,7 +438,7 @@ def test_output_does_not_write_over_what_is_there(kaggle, run, tmp_path):
 def test_output_wants_a_run_to_compare_with_before_it_downloads(kaggle, run, tmp_path):
     arguments = ("--to", str(tmp_path / "fetched"), "--compare", str(tmp_path))
     status, said = run("output", "entrep-submit", *arguments)
-    assert status == 2 and "--compare wants a folder of 'entrep run'" in said
+    assert status == 2 and "holds no submissions; give the folder of a run" in said
     assert not kaggle.calls
 
 

@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "entrep"
 LAYERS = (
     ("labels", "config", "artifacts"),
     # one file read; strokes; what can be found, and its words; encoders and files of them
-    ("readers", "brush", "findings", "vocabulary", "registry", "checkpoints", "cache", "index"),
+    (
+        "readers",
+        "brush",
+        "findings",
+        "vocabulary",
+        "registry",
+        "checkpoints",
+        "cache",
+        "index",
+        "kaggle_rules",
+        "wheels",
+    ),
     # the folder's parts; the endoscope's view; phrases read; search in an index
     ("layout", "scope", "disc", "sources", "phrases", "exact", "search_page"),
     ("anatomy", "approximate"),
@@ -23,8 +34,12 @@ LAYERS = (
     ("adapter", "prototypes", "finetune", "warmstart", "hybrid", "trust", "retrieval"),
     ("rerank",),
     ("matching",),
-    ("submission", "plots", "pretrain", "evaluate", "summary", "notebook", "kaggle_plan"),
-    ("runner", "kaggle_push"),
+    ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
+    ("runner",),
+    ("saved_run",),
+    ("kaggle_build",),
+    ("kaggle_plan",),
+    ("kaggle_push",),
     ("cli",),
     ("__main__",),
 )

@@ -114,6 +114,28 @@ def test_a_fold_s_adapter_does_not_depend_on_its_own_labels():
     assert np.abs(usual[0].pictures - changed[0].pictures).max() > 0
 
 
+def test_kept_adapters_are_taken_as_they_are_until_what_they_learned_from_changes(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, fold = rng.normal(size=(28, 12)), np.repeat([0, 1, 2, -1], 7)
+    target, ids = np.tile(np.arange(7), 4), [str(i) for i in range(28)]
+
+    def learn(noise=0.0, labels=target, **changed):
+        lessons, _ = collect_lessons(ids, labels, SITE_OF, [""] * 28, [], [])
+        options = {"epochs": 2, "seed": 0, "kept": tmp_path / "a", "identity": "x", **changed}
+        space = matching.Space(rows + noise)
+        return [
+            one.pictures for one in matching.learn_space(space, lessons, fold, **options).adapters
+        ]
+
+    first = learn()
+    assert len(list(tmp_path.iterdir())) == 3
+    # The last bits of another machine do not reach what was learned.
+    np.testing.assert_array_equal(learn(noise=1e-7), first)
+    for changed in ({"epochs": 3}, {"seed": 1}, {"identity": "y"}, {"labels": 6 - target}):
+        assert np.abs(np.subtract(learn(noise=1e-7, **changed), first)).max() > 0
+        np.testing.assert_array_equal(learn(), first)
+
+
 def test_queries_are_asked_in_their_own_part_and_phrases_in_all(matcher):
     fold = np.array([0, 0, 0, 1, 1, -1])
     parts = matching.parts_of(fold, np.ones(6, bool))

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn import functional
 
-from entrep.artifacts import load_arrays, save_arrays
+from entrep.artifacts import load_arrays, save_arrays, sha256_json
 
 SAME_WORDS = 0.02  # temperature at which cosines of phrases tell how far they say the same
 PERHAPS = 0.1  # how much of a positive is a picture of the same class whose finding is unknown
@@ -54,14 +54,16 @@ class Adapter:
         return _unit(embeddings + strength * (embeddings @ self.texts))
 
 
-def save_adapter(path: str | Path, adapter: Adapter) -> None:
-    """Write an adapter as safetensors, atomically."""
-    save_arrays(path, {field.name: getattr(adapter, field.name) for field in fields(adapter)})
+def save_adapter(path: str | Path, adapter: Adapter, key: str = "") -> None:
+    """Write an adapter as safetensors, atomically; `key` says what it was learned from."""
+    arrays = {field.name: getattr(adapter, field.name) for field in fields(adapter)}
+    save_arrays(path, arrays, {"key": key})
 
 
-def load_adapter(path: str | Path) -> Adapter:
-    """Read what `save_adapter` wrote."""
-    return Adapter(**load_arrays(path)[0])
+def load_adapter(path: str | Path) -> tuple[Adapter, str]:
+    """Read what `save_adapter` wrote: the adapter and its key."""
+    arrays, metadata = load_arrays(path)
+    return Adapter(**arrays), metadata["key"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Lessons:
     site: np.ndarray
     carries: np.ndarray
     finding: np.ndarray
+
+    def digest(self) -> str:
+        """SHA-256 of all that they say."""
+        return sha256_json([getattr(self, field.name).tolist() for field in fields(self)])
 
     def of(self, rows: np.ndarray) -> Lessons:
         """The lessons of some pictures."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +49,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented UTF-8 JSON, keys in the order given, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, format_json(value))
+
+
+def format_json(value: object) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | Path) -> object:
@@ -107,6 +114,29 @@ def load_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); delete it and run again."
         ) from error
+
+
+def write_zip(path: str | Path, members: Mapping[str, bytes | Path]) -> None:
+    """Write a zip of the same bytes everywhere, atomically.
+
+    Members are sorted by name and stored, not deflated (compressors differ between builds);
+    their time, permissions and system are fixed.
+
+    Args:
+        path: of the zip.
+        members: content by name, or the file that holds it.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, content in sorted(members.items()):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, also where this runs on Windows
+            entry.external_attr = 0o100644 << 16  # a plain file, rw-r--r--
+            if isinstance(content, bytes):
+                archive.writestr(entry, content)
+                continue
+            entry.file_size = content.stat().st_size  # or zipfile takes it for a small one
+            with open(content, "rb") as source, archive.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
 
 
 def sha256_file(path: str | Path) -> str:

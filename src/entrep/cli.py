@@ -53,7 +53,9 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from entrep.config import load_config
     from entrep.runner import parse_parameters, run
+    from entrep.saved_run import save_run
 
     run(
         options.profile,
@@ -64,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
         force=options.force,
         notebooks=options.notebooks,
     )
+    save_run(load_config(options.profile, work_dir=options.out or None).work_dir)
     return 0
 
 
@@ -224,6 +227,37 @@ def _models_verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from entrep.saved_run import submit_run, unpack_run
+
+    folder = unpack_run(options.artifacts, options.out)
+    submit_run(
+        folder,
+        data=options.data,
+        weights_dir=options.weights_dir,
+        notebooks=options.notebooks,
+    )
+    return 0
+
+
+def _kaggle_build(options: argparse.Namespace) -> int:
+    from entrep.kaggle_build import build
+    from entrep.runner import parse_parameters
+
+    folder = build(
+        options.out,
+        owner=options.owner,
+        run_folder=options.run,
+        data=options.data,
+        packs=options.packs,
+        accelerator=options.accelerator,
+        wheels=options.wheels,
+        parameters=parse_parameters(options.parameters),
+    )
+    print(f"Built: {folder}")
+    return 0
+
+
 def _kaggle_push(options: argparse.Namespace) -> int:
     from entrep.kaggle_plan import describe_plan, load_plan
 
@@ -246,8 +280,8 @@ def _dry_run() -> int:
 
 
 def _kaggle_status(options: argparse.Namespace) -> int:
-    from entrep.kaggle_push import await_run, log_in, show_run
     from entrep.kaggle_plan import kernel_ref
+    from entrep.kaggle_push import await_run, log_in, show_run
 
     ref = kernel_ref(options.kernel, options.build)
     if options.wait:
@@ -258,18 +292,20 @@ def _kaggle_status(options: argparse.Namespace) -> int:
 
 
 def _kaggle_output(options: argparse.Namespace) -> int:
-    from entrep.kaggle_push import compare_submissions, fetch_output, find_submissions, log_in
     from entrep.kaggle_plan import kernel_ref
+    from entrep.kaggle_push import compare_submissions, fetch_output, find_submissions, log_in
 
     ref = kernel_ref(options.kernel, options.build)
-    run = options.compare and os.path.join(options.compare, "submissions")
-    local = find_submissions(run) if run else {}
-    if run and not local:
-        raise FileNotFoundError(f"{run}: no submissions; --compare wants a folder of 'entrep run'.")
+    local = find_submissions(options.compare) if options.compare else {}
+    if options.compare and not local:
+        raise FileNotFoundError(
+            f"--compare: {options.compare} holds no submissions; give the folder of a run whose "
+            "data has test lists."
+        )
     fetch_output(log_in(), ref, options.to)
     print(f"Fetched: {options.to}")
     fetched = find_submissions(options.to)
-    if run:
+    if local:
         compare_submissions(fetched, local)
     else:
         print("\n".join(f"{name}  {digest}" for name, digest in fetched.items()))
@@ -331,6 +367,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a parameter of the notebooks, such as -p epochs=8; may be repeated",
     )
     sub.add_argument("--force", action="store_true", help="run even what has not changed")
+    sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
+
+    sub = command("submit", _submit, "Make the submissions again from a run's artifacts.bin.")
+    sub.add_argument("artifacts", metavar="FILE")
+    sub.add_argument("--out", required=True, metavar="DIR", help="new folder to unpack into")
+    sub.add_argument("--data", default="", metavar="DIR", help="pictures to measure noise with")
+    sub.add_argument("--weights-dir", default="", metavar="DIR", help="folder with model packs")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
 
     sub = command("evaluate", _evaluate, "Score frozen features, the reference and ours.")
@@ -452,7 +495,7 @@ def _models_parser(commands: argparse._SubParsersAction, common: argparse.Argume
 
 
 def _kaggle_parser(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    text = "Kernels for Kaggle."
+    text = "Kaggle kernels: build them from the one table, with the data sets they mount."
     kaggle = commands.add_parser("kaggle", help=text, description=text).add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
@@ -462,17 +505,27 @@ def _kaggle_parser(commands: argparse._SubParsersAction, common: argparse.Argume
         sub.set_defaults(command=function)
         return sub
 
+    sub = command("build", _kaggle_build, "Render the kernels and gather what they mount.")
+    sub.add_argument("--out", default="", metavar="DIR", help="folder to make (kaggle/build)")
+    sub.add_argument("--run", default="", metavar="DIR", help="run whose artefacts to submit from")
+    sub.add_argument("--owner", default="owner", metavar="NAME", help="Kaggle user, to push")
+    sub.add_argument("--data", default="", metavar="SOURCE", help="pictures there: OWNER/SLUG")
+    sub.add_argument("--packs", default="", metavar="DIR", help="folder with model packs")
+    sub.add_argument("--accelerator", default="gpu", choices=("gpu", "cpu"), help="(gpu)")
+    sub.add_argument("--wheels", default="", metavar="DIR", help="wheels, instead of a download")
+    sub.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
+
     _push_parsers(command)
 
 
 def _push_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
-    versioned = "slug of a built kernel, or OWNER/SLUG; /VERSION after it, else the newest"
+    versioned = "its slug, or OWNER/SLUG; /VERSION after it, else the newest"
 
     def timeout(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--timeout-min", type=float, default=120, help="to wait at most (120)")
 
     sub = command("push", _kaggle_push, "Show what a push sends; with --yes, send and run it.")
-    sub.add_argument("kernel", metavar="KERNEL", help="slug of a built kernel")
+    sub.add_argument("kernel", metavar="KERNEL", help="its slug, such as entrep-submit")
     sub.add_argument("--yes", action="store_true", help="really send it")
     sub.add_argument("--datasets", action="store_true", help="its data sets first, if they changed")
     sub.add_argument("--wait", action="store_true", help="until the run has ended")
@@ -499,11 +552,11 @@ def _push_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("submit-kernel", _kaggle_submit_kernel, "Submit an output to a code competition.")
     sub.add_argument("kernel", metavar="KERNEL/VERSION", help="as a push printed it")
     sub.add_argument("--competition", required=True, metavar="SLUG")
-    sub.add_argument("--file", required=True, help="name of the output file, such as track1.zip")
+    sub.add_argument("--file", required=True, help="output, such as submissions/track1.zip")
     sub.add_argument("-m", "--message", required=True, help="description of the submission")
     sub.add_argument("--yes", action="store_true", help="really submit it")
     _build_option(sub)
 
 
 def _build_option(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--build", default="kaggle/build", metavar="DIR", help="(kaggle/build)")
+    sub.add_argument("--build", default="", metavar="DIR", help="built folder (kaggle/build)")

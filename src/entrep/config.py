@@ -226,13 +226,21 @@ def _check(config: RunConfig) -> None:
         if getattr(config, name) not in choices:
             expected = ", ".join(choices[:-1]) + f" or {choices[-1]}"
             raise ValueError(f"{name}: expected {expected}; got {getattr(config, name)!r}.")
+    if not config.work_dir:
+        raise ValueError("work_dir: give a folder to write to; it is empty.")
+
+
+def need_pictures(config: RunConfig) -> None:
+    """Refuse a profile for real pictures without their folder; later notebooks do without.
+
+    Raises:
+        ValueError: if the profile is not `demo` and `data_path` is empty.
+    """
     if config.profile != "demo" and not config.data_path:
         raise ValueError(
             f"data_path: profile {config.profile!r} works on real pictures; "
             "give the challenge's folder (entrep run --data DIR)."
         )
-    if not config.work_dir:
-        raise ValueError("work_dir: give a folder to write to; it is empty.")
 
 
 def cache_folder(config: RunConfig) -> Path:

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from entrep import finetune, heads, hybrid, metrics, prototypes
-from entrep.config import RunConfig, cache_folder
+from entrep.config import RunConfig, cache_folder, need_pictures
 from entrep.data import find_challenge
 from entrep.decode import cached_pixels
 from entrep.embed import embed_pictures
@@ -62,6 +62,7 @@ def evaluate(config: RunConfig, *, repeats: int = 2) -> dict[str, object]:
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected 1 or more, got {repeats}.")
+    need_pictures(config)
     start = time.perf_counter()
     set_threads(config.threads)
     challenge = find_challenge(config.data_path)

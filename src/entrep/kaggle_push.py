@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from entrep.artifacts import sha256_file
-from entrep.kaggle_plan import MANIFEST, DataSet, Plan
+from entrep.artifacts import hash_folder, sha256_file
+from entrep.kaggle_plan import DataSet, Plan
+from entrep.kaggle_rules import MANIFEST_FILE
 
 # The client logs in when it is imported, and it is not always installed: import it in functions.
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 POLL_S = 15.0  # between two questions while something goes on at Kaggle
 LISTED_S = 120.0  # after which a submission must be in the list
-SUBMISSIONS = ("track1.zip", "track2.zip", "track3.zip")
 _LOGIN = (
     "Make a token at https://www.kaggle.com/settings/api and give it to Kaggle's client: in "
     "~/.kaggle/access_token, or as KAGGLE_API_TOKEN; 'kaggle auth login', kaggle.json and "
@@ -187,17 +187,16 @@ def fetch_output(api: KaggleApi, ref: str, to: str | Path) -> None:
 
 
 def find_submissions(folder: str | Path) -> dict[str, str]:
-    """SHA-256, by name, of the submissions that lie anywhere below a folder.
+    """SHA-256, by name, of the files in the folder `submissions`, which may lie deeper.
 
     Raises:
-        ValueError: if one of them is there twice, with different bytes.
+        ValueError: if there are two such folders with different files of one name.
     """
     found = {}
-    for name in SUBMISSIONS:
-        digests = {sha256_file(path) for path in sorted(Path(folder).rglob(name))}
-        if len(digests) > 1:
-            raise ValueError(f"{folder}: there are different files {name}; name the run's folder.")
-        found.update((name, digest) for digest in digests)
+    for place in sorted(Path(folder).rglob("submissions")):
+        for name, digest in hash_folder(place).items():
+            if found.setdefault(name, digest) != digest:
+                raise ValueError(f"{folder}: there are different files {name}; name one run.")
     return found
 
 
@@ -211,16 +210,17 @@ def compare_submissions(kernel: Mapping[str, str], local: Mapping[str, str]) -> 
     Raises:
         PushError: if one is missing or has other bytes.
     """
-    different = [name for name in SUBMISSIONS if kernel.get(name) != local.get(name)]
-    for name in SUBMISSIONS:
-        verdict = "DIFFERENT" if name in different else "same"
-        theirs, ours = kernel.get(name, "none"), local.get(name, "none")
-        print(f"{name}  Kaggle {theirs:64}  here {ours:64}  {verdict}")
+    print(f"{'':12}  {'kernel':64}  {'entrep run':64}")
+    names = sorted(kernel.keys() | local.keys())
+    different = [name for name in names if kernel.get(name) != local.get(name)]
+    for name in names:
+        theirs, ours = kernel.get(name, "missing"), local.get(name, "missing")
+        print(f"{name:12}  {theirs:64}  {ours:64}  {'DIFFERENT' if name in different else 'same'}")
     if different:
         raise PushError(
             f"{', '.join(different)}: not the bytes of the local run. Were both made from the "
-            "same artefacts and parameters? 'entrep kaggle build' after the local run, push with "
-            "--datasets, and compare again."
+            "same artefacts? Run 'entrep kaggle build --run' with that run, push with --datasets, "
+            "and compare again."
         )
 
 
@@ -262,7 +262,7 @@ def _check_owner(api: KaggleApi, plan: Plan) -> None:
     if user and user.lower() != owner.lower():
         raise PushError(
             f"{plan.folder} is built for {owner}, but the login is that of {user}: run 'entrep "
-            f"kaggle build' for {user}, or log in as {owner}."
+            f"kaggle build --owner {user}', or log in as {owner}."
         )
 
 
@@ -319,9 +319,9 @@ def _dataset_state(api: KaggleApi, dataset: DataSet) -> str:
         if status != "ready":
             return status.replace("_", " ")
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-            api.dataset_download_file(dataset.ref, MANIFEST, folder, force=True, unzip=True)
+            api.dataset_download_file(dataset.ref, MANIFEST_FILE, folder, force=True, unzip=True)
             (served,) = Path(folder).iterdir()
-            same = sha256_file(served) == dataset.files[MANIFEST]
+            same = sha256_file(served) == dataset.files[MANIFEST_FILE]
     except requests.HTTPError as error:
         if _code_of(error.response) not in (403, 404):  # 403: also for what is not there
             raise

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from entrep.adapter import Adapter, Lessons, fit_adapter
+from entrep.adapter import Adapter, Lessons, fit_adapter, load_adapter, save_adapter
+from entrep.artifacts import sha256_json
 from entrep.config import RunConfig
 from entrep.phrases import fine_prior, log_evidence, phrase_variants, to_english
 from entrep.ranking_metrics import mrr
@@ -75,9 +77,19 @@ class Space:
 
 
 def learn_space(
-    space: Space, lessons: Lessons, fold: np.ndarray, *, epochs: int, seed: int
+    space: Space,
+    lessons: Lessons,
+    fold: np.ndarray,
+    *,
+    epochs: int,
+    seed: int,
+    kept: str | Path | None = None,
+    identity: object = None,
 ) -> Space:
     """The space with an adapter for each fold, fitted on the other folds.
+
+    Learning enlarges the last bits in which two machines' embeddings differ; so an adapter that
+    was learned from the same things is taken as it was saved, as networks are.
 
     Args:
         space: with its N pictures.
@@ -85,14 +97,26 @@ def learn_space(
         fold: (N,) ints, -1 for pictures outside development.
         epochs: see `fit_adapter`; 0 leaves the space as it is.
         seed: adapter i takes seed + i.
+        kept: first part of the files' names, `<kept><i>.safetensors`; None: nothing is kept.
+        identity: what `space` is made of, as JSON: encoder, pictures, phrases. An adapter
+            that was saved with another one, or with other arguments here, is learned anew.
     """
     if not epochs:
         return space
-    adapters = []
-    for number in range(int(fold.max()) + 1):
-        kept = np.flatnonzero((fold >= 0) & (fold != number))
-        study = (space.rows[kept], space.texts, space.prompts, lessons.of(kept))
-        adapters.append(fit_adapter(*study, epochs=epochs, seed=seed + number))
+    adapters, count = [], int(fold.max()) + 1
+    dev = fold >= 0
+    settings = [identity, fold.tolist(), lessons.of(np.flatnonzero(dev)).digest(), epochs, seed]
+    key = sha256_json(settings)
+    for number in range(count):
+        path = None if kept is None else Path(f"{kept}{number}.safetensors")
+        found, saved = load_adapter(path) if path and path.is_file() else (None, "")
+        if saved != key:
+            rows = np.flatnonzero(dev & (fold != number))
+            study = (space.rows[rows], space.texts, space.prompts, lessons.of(rows))
+            found = fit_adapter(*study, epochs=epochs, seed=seed + number)
+            if path:
+                save_adapter(path, found, key)
+        adapters.append(found)
     return replace(space, adapters=tuple(adapters))
 
 

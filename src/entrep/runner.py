@@ -31,7 +31,7 @@ from entrep.artifacts import (
     write_json,
     write_text,
 )
-from entrep.config import RunConfig, load_config
+from entrep.config import RunConfig, load_config, need_pictures
 from entrep.notebook import (
     Progress,
     RunError,
@@ -51,6 +51,7 @@ class Step:
     upstream: tuple[str, ...] = ()
     extra_outputs: tuple[str, ...] = ()  # beside the folder of its own name
     kept: str = ""  # files in its folder that it checks itself before it uses them again
+    encoders: bool = True  # whether it cannot run without the encoders' weights
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -58,17 +59,19 @@ class Step:
         return (self.name, *self.extra_outputs)
 
 
+ARTIFACTS = "artifacts.bin"  # in a run folder: what `saved_run.pack_run` makes of it
 DRAWN = "data"  # the folder of the drawn pictures; ours only when no data were given
 NOTEBOOKS = (
-    Step("01_eda", extra_outputs=(DRAWN,)),
+    Step("01_eda", extra_outputs=(DRAWN,), encoders=False),
     Step("02_prototypes", upstream=("01_eda",)),
     Step("03_dinov2_finetune", upstream=("01_eda",), kept="fold*"),
-    Step("04_hybrid", upstream=("01_eda", "02_prototypes", "03_dinov2_finetune")),
-    Step("05_retrieval", upstream=("01_eda", "04_hybrid")),
+    Step("04_hybrid", upstream=("01_eda", "02_prototypes", "03_dinov2_finetune"), encoders=False),
+    Step("05_retrieval", upstream=("01_eda", "04_hybrid"), kept="adapter*"),
     Step(
         "06_submission",
         upstream=("01_eda", "02_prototypes", "03_dinov2_finetune", "04_hybrid", "05_retrieval"),
         extra_outputs=("submissions",),
+        encoders=False,
     ),
 )
 # Other versions of these may give other numbers, so a notebook runs again with them.
@@ -128,12 +131,14 @@ def run(
     passed = choose_parameters(config, parameters, selected, source, steps)
     job = _Job(config, source, passed, tuple(steps), selected)
     _check_run_folder(job)
+    if steps[0] in selected:
+        need_pictures(config)
     if config.data_path and NOTEBOOKS[0] in selected:
         # Bad data is one error before anything is written, not a failed notebook.
         from entrep.data import find_challenge
 
         find_challenge(config.data_path)
-    for name in _encoders_of(config):
+    for name in _encoders_of(config, selected):
         find_home(name, config.weights_dir)
     with _claimed(job.out):
         return job.run(force=force)
@@ -248,7 +253,8 @@ class _Job:
         self.package = _hash_package()
         self.data = _fingerprint(self.config.data_path)
         self.encoders = {
-            name: pack_digest(name, self.config.weights_dir) for name in _encoders_of(self.config)
+            name: pack_digest(name, self.config.weights_dir)
+            for name in _encoders_of(self.config, self.selected)
         }
         results = {}
         for step in self.selected:
@@ -282,7 +288,7 @@ class _Job:
             "parameters": given,
             "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
             "data": self.data,
-            "encoders": self.encoders,
+            "encoders": self.encoders if step.encoders else {},
             "versions": self.versions,
         }
 
@@ -320,7 +326,8 @@ class _Job:
         done = self.copies / f"{step.name}.ipynb"
         partial = self.copies / f"{step.name}.partial.ipynb"
         # Old sums must not vouch for new files, nor old files mix with new ones.
-        for path in (done, partial, self.out / "SHA256SUMS", self.out / "metrics.json"):
+        sums = [self.out / name for name in ("SHA256SUMS", "metrics.json", ARTIFACTS)]
+        for path in (done, partial, *sums):
             path.unlink(missing_ok=True)
         self.manifest.pop(step.name, None)
         for folder in [self.out / name for name in self._owned(step)]:
@@ -475,8 +482,9 @@ def _hash_package() -> str:
     return sha256_json({n: digest for n, digest in files.items() if "__pycache__" not in n})
 
 
-def _encoders_of(config: RunConfig) -> list[str]:
-    return sorted({config.prototype_encoder, config.text_encoder, config.backbone})
+def _encoders_of(config: RunConfig, steps: Iterable[Step]) -> list[str]:
+    names = {config.prototype_encoder, config.text_encoder, config.backbone}
+    return sorted(names) if any(step.encoders for step in steps) else []
 
 
 def _fingerprint(data_path: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from entrep.artifacts import atomic_path, write_json
+from entrep.artifacts import write_json, write_zip
 from entrep.data import Challenge, TestSplit
 from entrep.labels import CLASS_NAMES, CLASS_TO_INDEX
 
@@ -100,8 +100,7 @@ def write_submission(
 ) -> tuple[Path, Path]:
     """Write `track<N>.json` and, with nothing else in it, `track<N>.zip`.
 
-    The same answers give the same bytes everywhere: the zip's entry is stored, not deflated
-    (compressors differ between builds), and its time, permissions and system are fixed.
+    The same answers give the same bytes everywhere, see `write_zip`.
 
     Args:
         track: 1, 2 or 3.
@@ -123,12 +122,7 @@ def write_submission(
     zip_path = json_path.with_suffix(".zip")
     write_json(json_path, plain)
 
-    entry = zipfile.ZipInfo(json_path.name, date_time=(1980, 1, 1, 0, 0, 0))
-    entry.create_system = 3  # Unix, also where this runs on Windows
-    entry.external_attr = 0o100644 << 16  # a plain file, rw-r--r--
-    entry.compress_type = zipfile.ZIP_STORED
-    with atomic_path(zip_path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr(entry, json_path.read_bytes())
+    write_zip(zip_path, {json_path.name: json_path})
     return json_path, zip_path
 
 

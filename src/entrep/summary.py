@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from entrep.artifacts import list_files, sha256_file
 from entrep.labels import CLASS_NAMES
 
@@ -17,6 +19,7 @@ def summarise_run(
     answers: Mapping[int, Mapping[str, object]],
     metrics: Mapping[str, Mapping],
     submissions: str | Path,
+    margins: pd.DataFrame,
 ) -> str:
     """The page as Markdown text.
 
@@ -26,6 +29,7 @@ def summarise_run(
         answers: by track, the answer to each query; track 1 answers are class indices.
         metrics: by notebook, what its `metrics.json` holds.
         submissions: folder of the written files.
+        margins: from `margins.margin_table`.
     """
     hybrid = metrics["04_hybrid"]
     retrieval = {k: v for k, v in metrics["05_retrieval"].items() if k in ("image", "text")}
@@ -71,8 +75,19 @@ def summarise_run(
     if answers:
         lines += ["", "```"]
         lines += [f"{sha256_file(path)}  {path.name}" for path in list_files(submissions)]
-        lines += ["```"]
+        lines += ["```", "", "## How safe that is", ""]
+        lines += [_margin(row) for row in margins.to_dict("records")]
     return "\n".join(lines) + "\n"
+
+
+def _margin(row: Mapping[str, object]) -> str:
+    noise = "the noise of this machine was not measured"
+    if row["noise"]:
+        noise = f"{row['lead_over_noise']} times the noise of a cosine here ({row['noise']})"
+    return (
+        f"- track {row['track']}: the narrowest answer leads by {row['smallest_lead']}, {noise}; "
+        f"{row['within_step']} of {row['queries']} within one rounding step"
+    )
 
 
 def _share(scores: Mapping[str, float], name: str) -> str:
