@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-USER, KEY = "alice", "not-a-real-key-5f2a"
+USER, KEY, TOKEN = "alice", "not-a-real-key-5f2a", "not-a-real-token-9c1e"
 
 
 class FakeKaggle(ThreadingHTTPServer):
@@ -91,7 +91,7 @@ class FakeKaggle(ThreadingHTTPServer):
     # The methods of the API: the body of a request in, the body of the answer out.
 
     def introspect_token(self, body: dict) -> dict:
-        return {"active": False}
+        return {"active": True, "username": USER} if body["token"] == TOKEN else {}
 
     def save_kernel(self, body: dict) -> dict:
         versions = self.kernels.setdefault(body["slug"], [])
@@ -177,6 +177,7 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # 40 ms an answer
 
     def log_message(self, *args) -> None:
         pass
@@ -192,12 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
         method = address.path.rpartition("/")[2]
         body = json.loads(self._read() or b"{}")
         kaggle.calls.append((method, body))
-        login = "Basic " + base64.b64encode(f"{USER}:{KEY}".encode()).decode()
+        basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
+        logins = (f"Basic {basic}", f"Bearer {TOKEN}")
         if address.netloc != "localhost" or not address.path.startswith("/api/v1/"):
             return self._json(404, {"message": f"not for Kaggle: {self.path}"})
         if kaggle.answers.get(method):
             return self._json(*kaggle.answers[method].pop(0))
-        if self.headers.get("Authorization") != login and method != "IntrospectToken":
+        if self.headers.get("Authorization") not in logins and method != "IntrospectToken":
             return self._json(401, {"code": 401, "message": "Unauthenticated"})
         if method == "DownloadDataset":
             ref = f"{body['ownerSlug']}/{body['datasetSlug']}"
@@ -265,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
 def fake_kaggle() -> Iterator[FakeKaggle]:
     """An API that answers while the block runs."""
     kaggle = FakeKaggle()
-    thread = threading.Thread(target=kaggle.serve_forever, kwargs={"poll_interval": 0.05})
+    thread = threading.Thread(target=kaggle.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield kaggle

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fake_kaggle import KEY, fake_kaggle
+from fake_kaggle import KEY, TOKEN, fake_kaggle
 from kaggle_builds import WHEEL, write_build, write_dataset, write_kernel
 
 from entrep import kaggle_push
@@ -90,7 +90,7 @@ def run(kaggle, build, capsys):
     def run(*arguments: str) -> tuple[int, str]:
         status = main(["kaggle", *arguments, "--build", str(build)])
         out, err = capsys.readouterr()
-        assert KEY not in out + err
+        assert KEY not in out + err and TOKEN not in out + err
         return status, out + err
 
     return run
@@ -226,7 +226,11 @@ FAULTS = {
     "forbidden": ("SaveKernel", refused(403), ["may not do that", "owner"]),
     "not-found": ("SaveKernel", refused(404, "Notebook not found"), ["Notebook not found", "slug"]),
     "slug-conflict": ("SaveKernel", refused(409), ["taken", "title in kaggle/kernels.py"]),
-    "too-many": ("SaveKernel", refused(429, **LATER), ["for 7 s", "run the same command again"]),
+    "too-many": (
+        "SaveKernel",
+        refused(429, **LATER),
+        ["Retry-After 7", "run the same command again"],
+    ),
     "trouble": ("SaveKernel", (502, {}), ["(502)", "in trouble"]),
     "data-set-refused": ("CreateDataset", (200, {"error": "bad licence"}), ["bad licence", KIT]),
     "data-set-conflict": ("CreateDataset", refused(409), ["taken", KIT]),
@@ -261,14 +265,17 @@ def test_a_file_that_cannot_be_uploaded_stops_the_push(kaggle, run):
 def test_a_file_that_kaggle_lost_stops_the_push(kaggle, run):
     kaggle.lost = {WHEEL}
     status, said = run(*PUSH)
-    assert status == 1 and f"Kaggle has not got {WHEEL} (1 missing of 3)" in said
+    assert status == 1 and f"{KIT}: without {WHEEL} on Kaggle" in said
     assert not kaggle.kernels
+    kaggle.lost = set()
+    assert run(*PUSH)[0] == 0
+    assert len(kaggle.called("CreateDatasetVersion")) == 1
 
 
 @pytest.mark.parametrize(
     ("statuses", "words"),
     [
-        (["FAILED"], "could not take it in; see its page"),
+        (["FAILED"], "failed on Kaggle; see its page"),
         (["BLOBS_RECEIVED"] * 999, "blobs received after 0 min. It may still go on"),
     ],
 )
@@ -296,6 +303,15 @@ def test_a_missing_login_is_one_message_that_says_how_to_get_one(kaggle, run, mo
     assert status == 1 and "There is no valid login" in message and "settings/api" in message
     assert "Authentication required" not in said  # the client's own page of help
     assert not kaggle.calls
+
+
+def test_a_token_is_a_login_unless_it_has_run_out(kaggle, run, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    assert run("status", "entrep-submit")[0] == 0
+    monkeypatch.setenv("KAGGLE_API_TOKEN", f"old-{TOKEN}")
+    status, said = run("status", "entrep-submit")
+    assert status == 1 and "There is no valid login" in said
 
 
 def test_the_login_is_not_printed_even_if_the_client_is_told_to_talk(kaggle, run, monkeypatch):

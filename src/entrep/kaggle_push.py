@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 POLL_S = 15.0  # between two questions while something goes on at Kaggle
 LISTED_S = 120.0  # after which a submission must be in the list
+AS_BUILT = "as built"  # the state of a data set that needs no sending
 _LOGIN = (
     "Make a token at https://www.kaggle.com/settings/api and give it to Kaggle's client: in "
     "~/.kaggle/access_token, or as KAGGLE_API_TOKEN; 'kaggle auth login', kaggle.json and "
@@ -269,13 +270,8 @@ def _check_owner(api: KaggleApi, plan: Plan) -> None:
 def _bring_up_to_date(api: KaggleApi, dataset: DataSet, *, send: bool, timeout_s: float) -> None:
     """See to it that Kaggle has a data set as it was built, and ready."""
     what = f"Data set {dataset.ref}"
-
-    def settled() -> tuple[str, bool]:
-        state = _dataset_state(api, dataset)
-        return state, state in ("as built", "another version", "not there", "failed")
-
-    state = _wait(what, settled, timeout_s=timeout_s)
-    if state == "as built":
+    state = _wait(what, lambda: _dataset_state(api, dataset), timeout_s=timeout_s)
+    if state == AS_BUILT:
         return
     if not send:
         raise PushError(f"{what}: {state} on Kaggle; send it with --datasets.")
@@ -290,23 +286,16 @@ def _bring_up_to_date(api: KaggleApi, dataset: DataSet, *, send: bool, timeout_s
         )
 
     def taken_in() -> tuple[str, bool]:
-        state = _dataset_state(api, dataset)
-        if state == "failed":
-            raise PushError(f"{what}: Kaggle could not take it in; see its page, then push again.")
-        return state, state == "as built"
+        state, _ = _dataset_state(api, dataset)
+        if state == "failed" or state.startswith("without "):
+            raise PushError(f"{what}: {state} on Kaggle; see its page there, then push again.")
+        return state, state == AS_BUILT
 
     _wait(what, taken_in, timeout_s=timeout_s)
-    with _explained(what):
-        missing = sorted(dataset.files.keys() - _listed_files(api, dataset.ref))
-    if missing:
-        raise PushError(
-            f"{what}: Kaggle has not got {', '.join(missing[:3])} ({len(missing)} missing of "
-            f"{len(dataset.files)}); delete the data set there and push again."
-        )
 
 
-def _dataset_state(api: KaggleApi, dataset: DataSet) -> str:
-    """How a data set stands: "as built", "another version", "not there", or Kaggle's own word.
+def _dataset_state(api: KaggleApi, dataset: DataSet) -> tuple[str, bool]:
+    """How a data set stands, in words of ours or Kaggle's, and whether Kaggle is done with it.
 
     After an upload Kaggle may call the previous version ready for a while, so it is the manifest
     that tells versions apart.
@@ -317,16 +306,18 @@ def _dataset_state(api: KaggleApi, dataset: DataSet) -> str:
     try:
         status = api.dataset_status(dataset.ref)
         if status != "ready":
-            return status.replace("_", " ")
+            return status.replace("_", " "), status in ("failed", "deleted")
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             api.dataset_download_file(dataset.ref, MANIFEST_FILE, folder, force=True, unzip=True)
             (served,) = Path(folder).iterdir()
-            same = sha256_file(served) == dataset.files[MANIFEST_FILE]
+            if sha256_file(served) != dataset.files[MANIFEST_FILE]:
+                return "another version", True
+        missing = sorted(dataset.files.keys() - _listed_files(api, dataset.ref))
     except requests.HTTPError as error:
         if _code_of(error.response) not in (403, 404):  # 403: also for what is not there
             raise
-        return "another version" if status else "not there"
-    return "as built" if same else "another version"
+        return "another version" if status else "not there", True
+    return f"without {', '.join(missing)}" if missing else AS_BUILT, True
 
 
 def _listed_files(api: KaggleApi, ref: str) -> set[str]:
@@ -414,8 +405,8 @@ def _describe(error: RequestException) -> str:
     code = _code_of(error.response)
     said = _body(error.response).get("message") or error.response.reason or "no reason given"
     wait = error.response.headers.get("Retry-After")
-    wait = f" (for {wait} s)" if wait and code == 429 else ""
-    return f"Kaggle says: {str(said)[:300]} ({code}){wait}\n{_MENDS.get(code, _TROUBLE)}"
+    wait = f", Retry-After {wait}" if wait else ""
+    return f"Kaggle says: {str(said)[:300]} ({code}{wait})\n{_MENDS.get(code, _TROUBLE)}"
 
 
 def _code_of(response: Response) -> int:
