@@ -15,7 +15,7 @@ import pytest
 from fake_kaggle import KEY, TOKEN, fake_kaggle
 from kaggle_builds import WHEEL, write_build, write_dataset, write_kernel
 
-from entrep import kaggle_push
+from entrep import kaggle_client, kaggle_push
 from entrep.cli import main
 
 SUBMIT = ("submit-kernel", "entrep-submit/3", "--competition", "entrep", "--yes")
@@ -72,7 +72,7 @@ def kaggle(tmp_path, monkeypatch):
         monkeypatch.setattr(KaggleApi, "config_dir", str(home))
         monkeypatch.setattr(KaggleApi, "config", str(home / "kaggle.json"))
         monkeypatch.setattr(tempfile, "tempdir", str(home))
-        monkeypatch.setattr(kaggle_push, "POLL_S", 0.01)
+        monkeypatch.setattr(kaggle_client, "POLL_S", 0.01)
         monkeypatch.setattr(kaggle_push, "LISTED_S", 0.1)
         yield server
         assert not server.called("CONNECT")
@@ -181,7 +181,6 @@ def test_an_upload_that_breaks_off_goes_on_where_it_stopped(kaggle, build, run):
 def test_a_client_that_is_told_to_slow_down_does(kaggle, run):
     busy = (429, {"code": 429, "message": "Too many requests"}, {"Retry-After": "0.01"})
     kaggle.answers = {"StartBlobUpload": [busy, busy], "CreateDataset": [busy]}
-    kaggle.answers["GetDatasetStatus"] = [busy]
     assert run(*PUSH)[0] == 0
     assert kaggle.kernels
 
@@ -361,10 +360,17 @@ def test_a_run_that_failed_fails_with_kaggles_reason(kaggle, run, state, wait):
 
 
 def test_waiting_outlasts_a_short_failure_of_kaggle(kaggle, run):
-    kaggle.answers["GetKernelSessionStatus"] = [(503, {}), refused(429), refused(500)]
+    fine = (200, {"status": "RUNNING"})
+    kaggle.answers["GetKernelSessionStatus"] = [fine, (503, {}), refused(429), refused(500)]
     status, said = run("status", "entrep-submit/2", "--wait")
     assert status == 0
     assert "no answer" in said and "Kernel alice/entrep-submit/2: COMPLETE" in said
+
+
+def test_a_kaggle_that_never_answered_is_not_waited_for(kaggle, run):
+    kaggle.answers["GetKernelSessionStatus"] = [(503, {})]
+    status, said = run("status", "entrep-submit", "--wait")
+    assert status == 1 and "(503)" in said and "in trouble" in said
 
 
 def test_waiting_ends_at_its_limit(kaggle, run):

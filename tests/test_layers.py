@@ -38,7 +38,7 @@ LAYERS = (
     ("runner",),
     ("saved_run",),
     ("kaggle_build",),
-    ("kaggle_plan",),
+    ("kaggle_plan", "kaggle_client"),
     ("kaggle_push",),
     ("cli",),
     ("__main__",),

@@ -265,7 +265,8 @@ def _kaggle_push(options: argparse.Namespace) -> int:
     print(describe_plan(plan, datasets=options.datasets))
     if not options.yes:
         return _dry_run()
-    from entrep.kaggle_push import await_run, log_in, push
+    from entrep.kaggle_client import log_in
+    from entrep.kaggle_push import await_run, push
 
     api, timeout_s = log_in(), options.timeout_min * 60
     version = push(api, plan, datasets=options.datasets, timeout_s=timeout_s)
@@ -280,8 +281,9 @@ def _dry_run() -> int:
 
 
 def _kaggle_status(options: argparse.Namespace) -> int:
+    from entrep.kaggle_client import log_in
     from entrep.kaggle_plan import kernel_ref
-    from entrep.kaggle_push import await_run, log_in, show_run
+    from entrep.kaggle_push import await_run, show_run
 
     ref = kernel_ref(options.kernel, options.build)
     if options.wait:
@@ -292,8 +294,9 @@ def _kaggle_status(options: argparse.Namespace) -> int:
 
 
 def _kaggle_output(options: argparse.Namespace) -> int:
+    from entrep.kaggle_client import log_in
     from entrep.kaggle_plan import kernel_ref
-    from entrep.kaggle_push import compare_submissions, fetch_output, find_submissions, log_in
+    from entrep.kaggle_push import compare_submissions, fetch_output, find_submissions
 
     ref = kernel_ref(options.kernel, options.build)
     local = find_submissions(options.compare) if options.compare else {}
@@ -320,7 +323,8 @@ def _kaggle_submit_kernel(options: argparse.Namespace) -> int:
     print(f"  described as {options.message}")
     if not options.yes:
         return _dry_run()
-    from entrep.kaggle_push import log_in, submit_kernel
+    from entrep.kaggle_client import log_in
+    from entrep.kaggle_push import submit_kernel
 
     given = {"competition": options.competition, "file": options.file, "message": options.message}
     submit_kernel(log_in(), ref, **given)

@@ -1,54 +1,24 @@
-"""Kernels sent to Kaggle, watched, and their results fetched, through the official client.
-
-The client's own command ends with status 0 when the server reports an error, and some reports it
-does not show at all. Here each of them is a `PushError` that says how to mend it.
-"""
+"""Kernels sent to Kaggle, watched, submitted, and their results fetched."""
 
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from entrep.artifacts import hash_folder, sha256_file
+from entrep.kaggle_client import RENAME, KaggleError, code_of, explained, wait_for
 from entrep.kaggle_plan import DataSet, Plan
 from entrep.kaggle_rules import MANIFEST_FILE
 
-# The client logs in when it is imported, and it is not always installed: import it in functions.
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
-    from requests import RequestException, Response
 
-POLL_S = 15.0  # between two questions while something goes on at Kaggle
 LISTED_S = 120.0  # after which a submission must be in the list
 AS_BUILT = "as built"  # the state of a data set that needs no sending
-_LOGIN = (
-    "Make a token at https://www.kaggle.com/settings/api and give it to Kaggle's client: in "
-    "~/.kaggle/access_token, or as KAGGLE_API_TOKEN; 'kaggle auth login', kaggle.json and "
-    "KAGGLE_USERNAME with KAGGLE_KEY do, too."
-)
-_RENAME = "change the title in kaggle/kernels.py and run 'entrep kaggle build' again"
-_MENDS = {
-    400: "Kaggle takes about 0.9 MB of notebook, and known names in the metadata only; make the "
-    "notebook smaller or mend its row in kaggle/kernels.py, and run 'entrep kaggle build' again.",
-    401: f"Kaggle does not accept the login. {_LOGIN}",
-    403: "The login may not do that, or the name is misspelt. Is it the login of the owner in the "
-    "name, is the account verified by telephone, are the competition's rules accepted? If the "
-    f"token is old: {_LOGIN}",
-    404: "Kaggle does not know it. Check the name: Kaggle makes a slug from the title when it "
-    f"first sees it; if the two differ, {_RENAME}.",
-    409: "The slug is taken: a kernel must not share it with another kernel or a data set of "
-    f"yours; {_RENAME}.",
-    429: "Kaggle asks to wait before the next request; run the same command again later.",
-}
-_TROUBLE = "Kaggle is in trouble; run the same command again later."
 _INVALID = {
     "invalid_dataset_sources": "data sets: not there, not shared with you, or not ready yet; "
     "'--datasets' sends those of the build, other names stand in kaggle/kernels.py",
@@ -59,38 +29,6 @@ _INVALID = {
     "shared with you",
     "invalid_tags": "keywords: take them out of the metadata, Kaggle knows only its own",
 }
-
-
-class PushError(RuntimeError):
-    """Kaggle refused something or did not answer; the message says what to do about it."""
-
-
-def log_in() -> KaggleApi:
-    """Kaggle's client, logged in with what it finds where it always looks.
-
-    Raises:
-        PushError: if the client is not installed, finds no login, or cannot check it.
-    """
-    said = io.StringIO()
-    try:
-        with redirect_stdout(said):
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
-            api = KaggleApi()
-            # With VERBOSE in the environment it prints each request, the login included.
-            api.args = [argument for argument in api.args if argument != "--verbose"]
-            with _explained("Login"):
-                api.authenticate()
-    except ImportError as error:
-        raise PushError(
-            f"Kaggle's client is not installed ({error}): pip install 'entrep[kaggle]'"
-        ) from error
-    except SystemExit:
-        raise PushError(f"There is no valid login for Kaggle. {_LOGIN}") from None
-    for line in dict.fromkeys(said.getvalue().splitlines()):
-        if line.startswith("Warning"):  # such as: others may read the key
-            print(line, file=sys.stderr)
-    return api
 
 
 def push(api: KaggleApi, plan: Plan, *, datasets: bool, timeout_s: float) -> int:
@@ -107,17 +45,17 @@ def push(api: KaggleApi, plan: Plan, *, datasets: bool, timeout_s: float) -> int
         The number of the kernel's new version.
 
     Raises:
-        PushError: if anything is refused. A data set that was sent before stays, and the next
+        KaggleError: if anything is refused. A data set that was sent before stays, and the next
             push does not send it again.
     """
     _check_owner(api, plan)
     for dataset in plan.datasets:
         _bring_up_to_date(api, dataset, send=datasets, timeout_s=timeout_s)
     what = f"Kernel {plan.ref}"
-    with _explained(what):
+    with explained(what):
         answer = api.kernels_push(str(plan.folder))
     if answer.error:
-        raise PushError(
+        raise KaggleError(
             f"{what}: Kaggle says: {answer.error}\nNothing runs. Mend that and push again; two "
             "GPU runs at a time are the most that Kaggle takes."
         )
@@ -127,12 +65,12 @@ def push(api: KaggleApi, plan: Plan, *, datasets: bool, timeout_s: float) -> int
         if getattr(answer, key)
     ]
     if faults:
-        raise PushError(
+        raise KaggleError(
             f"{what}: Kaggle left out {'; '.join(faults)}. Version {answer.version_number} runs "
             f"without them: cancel it at {answer.url or 'its page'}, mend that and push again."
         )
     if not answer.version_number:
-        raise PushError(f"{what}: Kaggle named no version; see its page before you push again.")
+        raise KaggleError(f"{what}: Kaggle named no version; see its page before you push again.")
     print(f"{what}: version {answer.version_number} is on its way, {answer.url}")
     return answer.version_number
 
@@ -141,9 +79,9 @@ def show_run(api: KaggleApi, ref: str) -> None:
     """Print the state of a kernel's run.
 
     Raises:
-        PushError: if the run failed or was cancelled.
+        KaggleError: if the run failed or was cancelled.
     """
-    with _explained(f"Kernel {ref}"):
+    with explained(f"Kernel {ref}"):
         print(f"Kernel {ref}: {_run_state(api, ref)[0]}")
 
 
@@ -156,9 +94,9 @@ def await_run(api: KaggleApi, ref: str, *, timeout_s: float) -> None:
         timeout_s: to wait at most.
 
     Raises:
-        PushError: if the run failed, was cancelled or has not ended in time.
+        KaggleError: if the run failed, was cancelled or has not ended in time.
     """
-    _wait(f"Kernel {ref}", lambda: _run_state(api, ref), timeout_s=timeout_s)
+    wait_for(f"Kernel {ref}", lambda: _run_state(api, ref), timeout_s=timeout_s)
 
 
 def fetch_output(api: KaggleApi, ref: str, to: str | Path) -> None:
@@ -171,7 +109,7 @@ def fetch_output(api: KaggleApi, ref: str, to: str | Path) -> None:
 
     Raises:
         ValueError: if the folder holds something.
-        PushError: if the download fails, or a file's name would leave the folder.
+        KaggleError: if the download fails, or a file's name would leave the folder.
     """
     to = Path(to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -179,7 +117,7 @@ def fetch_output(api: KaggleApi, ref: str, to: str | Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as temporary:
         whole = Path(temporary, "output")
-        with _explained(f"Output of {ref}"):
+        with explained(f"Output of {ref}"):
             # The client refuses names that lead out of the folder, and follows the pages.
             api.kernels_output(ref, str(whole), quiet=False, page_size=200)
         if to.is_dir():
@@ -209,7 +147,7 @@ def compare_submissions(kernel: Mapping[str, str], local: Mapping[str, str]) -> 
         local: of `find_submissions`, as run here.
 
     Raises:
-        PushError: if one is missing or has other bytes.
+        KaggleError: if one is missing or has other bytes.
     """
     print(f"{'':12}  {'kernel':64}  {'entrep run':64}")
     names = sorted(kernel.keys() | local.keys())
@@ -218,7 +156,7 @@ def compare_submissions(kernel: Mapping[str, str], local: Mapping[str, str]) -> 
         theirs, ours = kernel.get(name, "missing"), local.get(name, "missing")
         print(f"{name:12}  {theirs:64}  {ours:64}  {'DIFFERENT' if name in different else 'same'}")
     if different:
-        raise PushError(
+        raise KaggleError(
             f"{', '.join(different)}: not the bytes of the local run. Were both made from the "
             "same artefacts? Run 'entrep kaggle build --run' with that run, push with --datasets, "
             "and compare again."
@@ -236,11 +174,11 @@ def submit_kernel(api: KaggleApi, ref: str, *, competition: str, file: str, mess
         message: the submission's description.
 
     Raises:
-        PushError: if it is refused or does not appear in the list of submissions.
+        KaggleError: if it is refused or does not appear in the list of submissions.
     """
     what = f"Submission of {ref} to {competition}"
     kernel, _, version = ref.rpartition("/")
-    with _explained(what):
+    with explained(what):
         before = {entry.ref for entry in api.competition_submissions(competition) or ()}
         answer = api.competition_submit_code(
             file, message, competition, kernel, int(version), quiet=True
@@ -251,17 +189,17 @@ def submit_kernel(api: KaggleApi, ref: str, *, competition: str, file: str, mess
             if entry.ref not in before and entry.description.strip() == message.strip():
                 if entry.status.name == "ERROR":
                     reason = entry.error_description or "no reason given"
-                    raise PushError(f"{what}: Kaggle could not score it: {reason}")
+                    raise KaggleError(f"{what}: Kaggle could not score it: {reason}")
                 return f"listed, {entry.status.name}", True
         return f"not in the list yet ({answer.message or 'no message'})", False
 
-    _wait(what, listed, timeout_s=LISTED_S)
+    wait_for(what, listed, timeout_s=LISTED_S)
 
 
 def _check_owner(api: KaggleApi, plan: Plan) -> None:
     owner, user = plan.ref.split("/")[0], api.get_config_value(api.CONFIG_NAME_USER)
     if user and user.lower() != owner.lower():
-        raise PushError(
+        raise KaggleError(
             f"{plan.folder} is built for {owner}, but the login is that of {user}: run 'entrep "
             f"kaggle build --owner {user}', or log in as {owner}."
         )
@@ -270,28 +208,28 @@ def _check_owner(api: KaggleApi, plan: Plan) -> None:
 def _bring_up_to_date(api: KaggleApi, dataset: DataSet, *, send: bool, timeout_s: float) -> None:
     """See to it that Kaggle has a data set as it was built, and ready."""
     what = f"Data set {dataset.ref}"
-    state = _wait(what, lambda: _dataset_state(api, dataset), timeout_s=timeout_s)
+    state = wait_for(what, lambda: _dataset_state(api, dataset), timeout_s=timeout_s)
     if state == AS_BUILT:
         return
     if not send:
-        raise PushError(f"{what}: {state} on Kaggle; send it with --datasets.")
-    with _explained(what):
+        raise KaggleError(f"{what}: {state} on Kaggle; send it with --datasets.")
+    with explained(what):
         if state == "not there":
             answer = api.dataset_create_new(str(dataset.folder))
         else:
             answer = api.dataset_create_version(str(dataset.folder), "entrep kaggle push")
     if answer.error or answer.status == "error":
-        raise PushError(
-            f"{what}: Kaggle says: {answer.error or 'error'}\nIf the name is taken, {_RENAME}."
+        raise KaggleError(
+            f"{what}: Kaggle says: {answer.error or 'error'}\nIf the name is taken, {RENAME}."
         )
 
     def taken_in() -> tuple[str, bool]:
         state, _ = _dataset_state(api, dataset)
         if state == "failed" or state.startswith("without "):
-            raise PushError(f"{what}: {state} on Kaggle; see its page there, then push again.")
+            raise KaggleError(f"{what}: {state} on Kaggle; see its page there, then push again.")
         return state, state == AS_BUILT
 
-    _wait(what, taken_in, timeout_s=timeout_s)
+    wait_for(what, taken_in, timeout_s=timeout_s)
 
 
 def _dataset_state(api: KaggleApi, dataset: DataSet) -> tuple[str, bool]:
@@ -314,7 +252,7 @@ def _dataset_state(api: KaggleApi, dataset: DataSet) -> tuple[str, bool]:
                 return "another version", True
         missing = sorted(dataset.files.keys() - _listed_files(api, dataset.ref))
     except requests.HTTPError as error:
-        if _code_of(error.response) not in (403, 404):  # 403: also for what is not there
+        if code_of(error.response) not in (403, 404):  # 403: also for what is not there
             raise
         return "another version" if status else "not there", True
     return f"without {', '.join(missing)}" if missing else AS_BUILT, True
@@ -335,89 +273,8 @@ def _run_state(api: KaggleApi, ref: str) -> tuple[str, bool]:
     state = answer.status.name
     if state in ("ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED"):
         reason = f": {answer.failure_message}" if answer.failure_message else ""
-        raise PushError(
+        raise KaggleError(
             f"Kernel {ref}: its run ended with {state}{reason}\n"
             f"'entrep kaggle output {ref} --to DIR' fetches its log and what it wrote."
         )
     return state, state == "COMPLETE"
-
-
-def _wait(what: str, ask: Callable[[], tuple[str, bool]], *, timeout_s: float) -> str:
-    """Ask until it is done, and show the state and how long it has taken.
-
-    Args:
-        what: begins every line and message.
-        ask: gives a state in words, and whether that is the end.
-        timeout_s: to wait at most. No answer counts as a state: a long run must not be given up
-            for a short failure of the network.
-
-    Returns:
-        The last state.
-    """
-    import requests
-
-    start = time.monotonic()
-    with _explained(what), tqdm(bar_format="{desc} [{elapsed}]", desc=what) as bar:
-        while True:
-            try:
-                state, done = ask()
-            except requests.RequestException as error:
-                if error.response is not None and _code_of(error.response) not in _PASSING:
-                    raise
-                state, done = f"no answer ({_describe(error)})", False
-            bar.set_description_str(f"{what}: {state}")
-            if done:
-                return state
-            if time.monotonic() - start >= timeout_s:
-                raise PushError(
-                    f"{what}: {state} after {timeout_s / 60:.0f} min. It may still go on at "
-                    "Kaggle: look at its page, or ask again later."
-                )
-            time.sleep(POLL_S)
-
-
-_PASSING = (429, 500, 502, 503, 504)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what the client raises into one message of ours."""
-    import requests
-
-    try:
-        yield
-    except requests.RequestException as error:
-        raise PushError(f"{what}: {_describe(error)}") from error
-    except ValueError as error:
-        # The client puts its own guess over some answers; the answer itself says more.
-        answer = error.__context__
-        if not isinstance(answer, requests.RequestException):
-            raise PushError(f"{what}: {error}") from error
-        raise PushError(f"{what}: {_describe(answer)}") from error
-
-
-def _describe(error: RequestException) -> str:
-    if error.response is None:  # not "if not": a response is false when it reports an error
-        return (
-            f"no connection to Kaggle ({type(error).__name__}); check the network and the "
-            "proxy's settings, and run the same command again."
-        )
-    code = _code_of(error.response)
-    said = _body(error.response).get("message") or error.response.reason or "no reason given"
-    wait = error.response.headers.get("Retry-After")
-    wait = f", Retry-After {wait}" if wait else ""
-    return f"Kaggle says: {str(said)[:300]} ({code}{wait})\n{_MENDS.get(code, _TROUBLE)}"
-
-
-def _code_of(response: Response) -> int:
-    """The error's number: a 200 may carry another one in its body."""
-    code = _body(response).get("code")
-    return code if isinstance(code, int) and code >= 400 else response.status_code
-
-
-def _body(response: Response) -> dict:
-    try:
-        body = response.json()
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
