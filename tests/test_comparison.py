@@ -6,7 +6,12 @@ from hashlib import sha256
 
 import pytest
 
-from entrep.comparison import compare_submissions, expected_submissions, find_submissions
+from entrep.comparison import (
+    compare_submissions,
+    expected_submissions,
+    find_differences,
+    find_submissions,
+)
 
 
 def test_submissions_are_found_below_a_runs_folder(tmp_path):
@@ -25,7 +30,9 @@ def test_a_run_without_submissions_is_nothing_to_agree_with(tmp_path):
 
 
 def test_each_file_is_said_to_be_the_same_or_not():
-    lines = compare_submissions({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}).splitlines()
+    kernel, local = {"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}
+    assert find_differences(kernel, local) == ["b", "c"]
+    lines = compare_submissions(kernel, local).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["a", "1", "1", "same"],
         ["b", "2", "3", "DIFFERENT"],

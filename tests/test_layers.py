@@ -28,7 +28,7 @@ LAYERS = (
     ),
     # the folder's parts; the endoscope's view; phrases read; search in an index
     ("layout", "scope", "disc", "sources", "phrases", "exact", "search_page"),
-    ("preinstalled", "sandbox"),
+    ("preinstalled", "sandbox"),  # Kaggle's image and machine, as far as that goes here
     ("anatomy", "approximate"),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads"),
     ("encoders", "decode", "augment", "ranking_metrics"),
@@ -42,7 +42,8 @@ LAYERS = (
     ("runner",),
     ("saved_run",),
     ("kaggle_build", "mounts"),
-    ("simulate",),
+    ("simulate", "kaggle_plan", "kaggle_client"),
+    ("kaggle_push",),
     ("cli",),
     ("__main__",),
 )

@@ -143,7 +143,7 @@ def test_a_failing_cell_written_inputs_and_other_submissions_are_all_said(tmp_pa
     assert result.problems == [
         "In [3], KeyError: 'lost'",
         "It changed note.txt in /kaggle/input, which is read-only on Kaggle.",
-        "The submissions are not those of the run.",
+        "track1.json: not the bytes of the run.",
     ]
     assert "went on" not in log_of(build)
     assert describe_simulation(result).splitlines()[-1].split()[::3] == ["track1.json", "DIFFERENT"]

@@ -39,11 +39,17 @@ def expected_submissions(run_folder: str | Path) -> dict[str, str]:
     return found
 
 
+def find_differences(kernel: Mapping[str, str], local: Mapping[str, str]) -> list[str]:
+    """Names of the files that only one side has, or that are not the same."""
+    return sorted({name for name, _ in kernel.items() ^ local.items()})
+
+
 def compare_submissions(kernel: Mapping[str, str], local: Mapping[str, str]) -> str:
     """A table of both sides' SHA-256 by file name; what is not the same is called DIFFERENT."""
+    different = find_differences(kernel, local)
     lines = [f"{'':12}  {'kernel':64}  entrep run"]
     for name in sorted(kernel.keys() | local.keys()):
         theirs, ours = kernel.get(name, "missing"), local.get(name, "missing")
-        verdict = "same" if theirs == ours else "DIFFERENT"
+        verdict = "DIFFERENT" if name in different else "same"
         lines.append(f"{name:12}  {theirs:64}  {ours:64}  {verdict}")
     return "\n".join(lines)

@@ -23,7 +23,12 @@ from pathlib import Path
 from typing import TextIO
 
 from entrep.artifacts import hash_folder, read_json, write_json
-from entrep.comparison import compare_submissions, expected_submissions, find_submissions
+from entrep.comparison import (
+    compare_submissions,
+    expected_submissions,
+    find_differences,
+    find_submissions,
+)
 from entrep.kaggle_build import find_checkout
 from entrep.kaggle_rules import read_kernel
 from entrep.mounts import RESULT_FILE, find_inputs, stage_inputs
@@ -244,8 +249,10 @@ def _conclude(result: Simulation, target: Path) -> None:
         result.submissions = find_submissions(working)
     except ValueError as error:  # two sets of them
         result.problems.append(str(error))
-    if result.expected and result.expected != result.submissions:
-        result.problems.append("The submissions are not those of the run.")
+    if result.expected:
+        different = find_differences(result.submissions, result.expected)
+        if different:
+            result.problems.append(f"{', '.join(different)}: not the bytes of the run.")
     write_json(target / RESULT_FILE, asdict(result))
 
 
