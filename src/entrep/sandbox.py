@@ -146,7 +146,8 @@ def open_sandbox(folder: Path, readable: tuple[Path, ...], level: str = "auto") 
         if not reason:
             return sandbox
         reasons.append(f"A sandbox of level {name!r} does not work here: {reason}.")
-        print(reasons[-1], flush=True)
+        if level == "auto":
+            print(reasons[-1], flush=True)
     raise RuntimeError(" ".join(reasons))
 
 

@@ -34,6 +34,7 @@ from entrep.kaggle_rules import read_kernel
 from entrep.mounts import RESULT_FILE, find_inputs, stage_inputs
 from entrep.notebook import Progress, RunError
 from entrep.preinstalled import PREINSTALLED, make_interpreter
+from entrep.readers import first_three
 from entrep.sandbox import Sandbox, open_sandbox, stop
 
 NOTEBOOK = "__notebook__.ipynb"  # what Kaggle calls it while it runs
@@ -115,7 +116,7 @@ def simulate(
         FileNotFoundError: if the kernel is not built, or a source or submission is missing.
         ValueError: for a kernel that Kaggle would refuse, or a folder `out/KERNEL` that holds
             something else.
-        RuntimeError: if this system can run no sandbox of that level.
+        RuntimeError: if this system can run no sandbox of that level; Windows runs none.
     """
     if sys.platform == "win32":
         raise RunError("The simulation runs on Linux and macOS; on Windows run it in WSL.")
@@ -189,12 +190,12 @@ def _watched(sandbox: Sandbox, result: Simulation) -> Iterator[None]:
     changed = sorted({name for name, _ in before.items() ^ after.items()})
     if changed:
         result.problems.append(
-            f"It changed {_some(changed)} in /kaggle/input, which is read-only on Kaggle."
+            f"It changed {first_three(changed)} in /kaggle/input, which is read-only on Kaggle."
         )
     if sandbox.attempts:
         result.problems.append(
-            f"It tried to leave the machine, and Kaggle's internet is off: "
-            f"{_some(sandbox.attempts)}."
+            "It tried to leave the machine, and Kaggle's internet is off: "
+            f"{first_three(sandbox.attempts)}."
         )
 
 
@@ -315,10 +316,6 @@ def _bytes_in(folder: Path) -> int:
         except FileNotFoundError:  # renamed just now
             continue
     return total
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def describe_simulation(result: Simulation) -> str:
