@@ -22,9 +22,13 @@ LAYERS = (
         "index",
         "kaggle_rules",
         "wheels",
+        "unplugged",
+        "namespace",
+        "comparison",
     ),
     # the folder's parts; the endoscope's view; phrases read; search in an index
     ("layout", "scope", "disc", "sources", "phrases", "exact", "search_page"),
+    ("preinstalled", "sandbox"),  # Kaggle's image and machine, as far as that goes here
     ("anatomy", "approximate"),
     ("data", "folds", "phantom", "preprocess", "metrics", "heads", "lessons"),
     ("encoders", "decode", "augment", "ranking_metrics"),
@@ -46,7 +50,9 @@ LAYERS = (
     ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
     ("runner",),
     ("saved_run",),
-    ("kaggle_build",),
+    ("kaggle_build", "mounts"),
+    ("simulate", "kaggle_plan", "kaggle_client"),
+    ("kaggle_push",),
     ("cli",),
     ("__main__",),
 )
