@@ -327,8 +327,8 @@ def test_pictures_that_the_kit_did_not_draw_are_never_removed(start, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(start, tmp_path):
-    with runner._claimed(tmp_path / "run"):
-        with pytest.raises(RunError, match="another run is at work"):
+    with runner.claim_folder(tmp_path / "run"):
+        with pytest.raises(RunError, match="another run or sweep is at work"):
             start()
     start(only=["01"])
 

@@ -73,8 +73,11 @@ NOTEBOOKS = (
 )
 # Other versions of these may give other numbers, so a notebook runs again with them.
 VERSIONED = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scikit-learn", "pillow")
-_OPTIONS = {"profile": "--profile", "data_path": "--data", "work_dir": "--out"}
+OPTIONS = {"profile": "--profile", "data_path": "--data", "work_dir": "--out"}
 BASE_PARAMETERS = ("profile", "data_path", "work_dir", "seed", "device")
+_ENCODERS = ("prototype_encoder", "text_encoder", "backbone")
+# Where things lie: a run folder and its cache may be moved, and go on where they are.
+PLACES = ("work_dir", "cache_dir")
 
 
 def run(
@@ -109,8 +112,65 @@ def run(
         FileNotFoundError: if the data, the notebooks or needed artefacts are missing.
         RunError: if a notebook fails; its partial copy stays in `notebooks/`.
     """
+    job = _prepare(profile, data, out, only, parameters, notebooks, steps)
+    if job.config.data_path and NOTEBOOKS[0] in job.selected:
+        # Bad data is one error before anything is written, not a failed notebook.
+        from entrep.data import find_challenge
+
+        find_challenge(job.config.data_path)
+    with claim_folder(job.out):
+        return job.run(surroundings(job.config.data_path), force=force)
+
+
+def stale(
+    profile: str = "demo",
+    *,
+    data: str | Path = "",
+    out: str | Path = "",
+    only: Sequence[str] = (),
+    parameters: Mapping[str, object] | None = None,
+    notebooks: str | Path | None = None,
+    steps: Sequence[Step] = NOTEBOOKS,
+    around: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """Say why `run` with these arguments would run each selected notebook; run nothing.
+
+    Args:
+        around: what `surroundings` gave for these data, where many folders are asked about.
+
+    Returns:
+        Per selected notebook the reason, as far as it can be told from what lies there now;
+        empty text for what need not run.
+
+    Raises:
+        ValueError, FileNotFoundError, RunError: as `run` does before it writes anything.
+    """
+    job = _prepare(profile, data, out, only, parameters, notebooks, steps)
+    job.look(surroundings(job.config.data_path) if around is None else around)
+    return {step.name: job.stale(step, job.inputs(step)) for step in job.selected}
+
+
+def surroundings(data_path: str) -> dict[str, object]:
+    """What every notebook depends on beside itself: package, versions and the data's content."""
+    return {
+        "package": _hash_package(),
+        "data": _fingerprint(data_path),
+        "versions": {name: _version(name) for name in VERSIONED},
+    }
+
+
+def _prepare(
+    profile: str,
+    data: str | Path,
+    out: str | Path,
+    only: Sequence[str],
+    parameters: Mapping[str, object] | None,
+    notebooks: str | Path | None,
+    steps: Sequence[Step],
+) -> _Job:
+    """Check the arguments of `run`; nothing is written."""
     parameters = dict(parameters or {})
-    for name, option in _OPTIONS.items():
+    for name, option in OPTIONS.items():
         if name in parameters:
             raise ValueError(f"{name}: give it with {option}.")
     if data and not Path(data).is_dir():
@@ -128,15 +188,9 @@ def run(
     passed = choose_parameters(config, parameters, selected, source, steps)
     job = _Job(config, source, passed, tuple(steps), selected)
     _check_run_folder(job)
-    if config.data_path and NOTEBOOKS[0] in selected:
-        # Bad data is one error before anything is written, not a failed notebook.
-        from entrep.data import find_challenge
-
-        find_challenge(config.data_path)
-    for name in _encoders_of(config):
-        find_home(name, config.weights_dir)
-    with _claimed(job.out):
-        return job.run(force=force)
+    for step in selected:
+        check_encoders(config, source / f"{step.name}.ipynb")
+    return job
 
 
 def select_steps(only: Sequence[str], steps: Sequence[Step] = NOTEBOOKS) -> tuple[Step, ...]:
@@ -225,6 +279,25 @@ def choose_parameters(
     }
 
 
+def check_encoders(config: RunConfig, notebook: Path) -> dict[str, str]:
+    """Digest of each encoder that the notebook loads, by name.
+
+    Raises:
+        FileNotFoundError, ValueError: for an encoder that is not here; the message says how to
+            get it.
+    """
+    declared = declared_parameters(notebook)
+    names = sorted({getattr(config, field) for field in _ENCODERS if field in declared})
+    for name in names:
+        find_home(name, config.weights_dir)
+    return {name: pack_digest(name, config.weights_dir) for name in names}
+
+
+def owned_folders(step: Step, data_path: str) -> list[str]:
+    """Folders of the run folder that the notebook writes; `data` only if it draws the pictures."""
+    return [name for name in step.outputs if name != DRAWN or not data_path]
+
+
 class _Job:
     """One call of `run`, its arguments checked: decides, executes, records."""
 
@@ -242,19 +315,18 @@ class _Job:
         self.copies = self.out / "notebooks"
         self._outputs: dict[str, dict[str, str]] = {}  # hashes on disk, by step, once read
 
-    def run(self, *, force: bool) -> dict[str, str]:
+    def look(self, around: Mapping[str, object]) -> None:
+        """Read what the folder's notebooks were made of, and take what there is now."""
         self.manifest = self._read_manifest()
-        self.versions = {name: _version(name) for name in VERSIONED}
-        self.package = _hash_package()
-        self.data = _fingerprint(self.config.data_path)
-        self.encoders = {
-            name: pack_digest(name, self.config.weights_dir) for name in _encoders_of(self.config)
-        }
+        self.around = dict(around)
+
+    def run(self, around: Mapping[str, object], *, force: bool) -> dict[str, str]:
+        self.look(around)
         results = {}
         for step in self.selected:
             number = f"{self.steps.index(step) + 1}/{len(self.steps)} {step.name:20}"
-            inputs = self._inputs(step)
-            reason = self._stale(step, inputs) or ("forced" if force else "")
+            inputs = self.inputs(step)
+            reason = self.stale(step, inputs) or ("forced" if force else "")
             results[step.name] = reason or "unchanged"
             if reason:
                 self._execute(step, inputs, number, reason)
@@ -273,20 +345,19 @@ class _Job:
             print("manifest.json cannot be read; every notebook runs again.", flush=True)
             return {}
 
-    def _inputs(self, step: Step) -> dict[str, object]:
-        given = dict(self.passed[step.name])
-        del given["work_dir"]  # a run folder may be moved, and goes on where it is
+    def inputs(self, step: Step) -> dict[str, object]:
+        """All that the notebook's result follows from."""
+        given = self.passed[step.name].items()
+        notebook = self.source / f"{step.name}.ipynb"
         return {
-            "notebook": hash_code(self.source / f"{step.name}.ipynb"),
-            "package": self.package,
-            "parameters": given,
+            "notebook": hash_code(notebook),
+            "parameters": {name: value for name, value in given if name not in PLACES},
             "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
-            "data": self.data,
-            "encoders": self.encoders,
-            "versions": self.versions,
+            "encoders": check_encoders(self.config, notebook),
+            **self.around,
         }
 
-    def _stale(self, step: Step, inputs: Mapping[str, object]) -> str:
+    def stale(self, step: Step, inputs: Mapping[str, object]) -> str:
         """Why a notebook must run; empty if it need not."""
         entry = self.manifest.get(step.name)
         if not entry:
@@ -303,7 +374,7 @@ class _Job:
         if name not in self._outputs:
             step = next(step for step in self.steps if step.name == name)
             hashes = {}
-            for folder in self._owned(step):
+            for folder in owned_folders(step, self.config.data_path):
                 files = hash_folder(self.out / folder)
                 if folder == DRAWN:  # hundreds of pictures: one line will do
                     hashes[f"{folder}/"] = sha256_json(files)
@@ -311,9 +382,6 @@ class _Job:
                     hashes |= {f"{folder}/{file}": digest for file, digest in files.items()}
             self._outputs[name] = hashes
         return self._outputs[name]
-
-    def _owned(self, step: Step) -> list[str]:
-        return [name for name in step.outputs if name != DRAWN or not self.config.data_path]
 
     def _execute(self, step: Step, inputs: dict[str, object], number: str, reason: str) -> None:
         self.copies.mkdir(exist_ok=True)
@@ -323,7 +391,7 @@ class _Job:
         for path in (done, partial, self.out / "SHA256SUMS", self.out / "metrics.json"):
             path.unlink(missing_ok=True)
         self.manifest.pop(step.name, None)
-        for folder in [self.out / name for name in self._owned(step)]:
+        for folder in [self.out / name for name in owned_folders(step, self.config.data_path)]:
             # A `data` folder that the kit did not draw is somebody's: never remove that.
             if folder.exists() and (folder.name != DRAWN or (folder / "phantom.json").is_file()):
                 _empty(folder, kept=step.kept)
@@ -352,7 +420,7 @@ class _Job:
 
     def _remove_temporary(self, step: Step) -> None:
         """Remove what a killed kernel left behind: the temporary names of atomic writes."""
-        for folder in self._owned(step):
+        for folder in owned_folders(step, self.config.data_path):
             left = [*self.out.glob(f".{folder}-*"), *(self.out / folder).rglob(".*")]
             for path in left:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -369,7 +437,7 @@ class _Job:
             "python": platform.python_version(),
             "platform": platform.platform(),
         }
-        write_json(self.out / "versions.json", system | self.versions)
+        write_json(self.out / "versions.json", system | self.around["versions"])
         scores = {step.name: self.out / step.name / "metrics.json" for step in self.steps}
         merged = {name: read_json(path) for name, path in scores.items() if path.is_file()}
         write_json(self.out / "metrics.json", merged)
@@ -442,15 +510,15 @@ def _check_run_folder(job: _Job) -> None:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Make the run folder and hold its lock, so that two runs never share it."""
+def claim_folder(out: Path) -> Iterator[None]:
+    """Make a run's or a sweep's folder and hold its lock, so that two never share it."""
     lock = FileLock(out / ".lock", timeout=0)  # its holder's death frees it
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"{out}: another run is at work in this folder; choose another --out."
+            f"{out}: another run or sweep is at work in this folder; choose another --out."
         ) from None
     except OSError as error:
         raise RunError(
@@ -473,10 +541,6 @@ def _hash_package() -> str:
     """SHA-256 over the package's files: code and embedded weights."""
     files = hash_folder(Path(__file__).parent)
     return sha256_json({n: digest for n, digest in files.items() if "__pycache__" not in n})
-
-
-def _encoders_of(config: RunConfig) -> list[str]:
-    return sorted({config.prototype_encoder, config.text_encoder, config.backbone})
 
 
 def _fingerprint(data_path: str) -> str:
