@@ -25,6 +25,9 @@ LAYERS = (
     ("matching",),
     ("submission", "plots", "pretrain", "evaluate", "summary", "notebook"),
     ("runner",),
+    ("sweep_spec", "sweep", "sweep_node"),
+    ("sweep_table",),
+    ("sweep_run", "compare"),
     ("cli",),
     ("__main__",),
 )

@@ -135,8 +135,7 @@ def stale(
 ) -> dict[str, str]:
     """Say why `run` with these arguments would run each selected notebook; run nothing.
 
-    Args:
-        around: what `surroundings` gave for these data, where many folders are asked about.
+    `around` is what `surroundings` gave for these data, where many folders are asked about.
 
     Returns:
         Per selected notebook the reason, as far as it can be told from what lies there now;
@@ -317,7 +316,7 @@ class _Job:
 
     def look(self, around: Mapping[str, object]) -> None:
         """Read what the folder's notebooks were made of, and take what there is now."""
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.out)
         self.around = dict(around)
 
     def run(self, around: Mapping[str, object], *, force: bool) -> dict[str, str]:
@@ -334,16 +333,6 @@ class _Job:
                 print(f"{number} unchanged", flush=True)
         self._finish()
         return results
-
-    def _read_manifest(self) -> dict[str, dict]:
-        try:
-            return dict(read_json(self.out / "manifest.json")["notebooks"])
-        except FileNotFoundError:
-            return {}
-        except (ValueError, KeyError, TypeError):
-            # Somebody's edit: knowing nothing costs a rerun, guessing could cost a result.
-            print("manifest.json cannot be read; every notebook runs again.", flush=True)
-            return {}
 
     def inputs(self, step: Step) -> dict[str, object]:
         """All that the notebook's result follows from."""
@@ -465,6 +454,18 @@ class _Job:
         upstream = sha256_json({name: self._hash_outputs(name) for name in step.upstream})
         entry = self.manifest.get(step.name)
         return entry is not None and entry["inputs"]["upstream"] != upstream
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """What a run folder knows of its finished notebooks: inputs, seconds, outputs' hashes."""
+    try:
+        return dict(read_json(folder / "manifest.json")["notebooks"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        # Somebody's edit: knowing nothing costs a rerun, guessing could cost a result.
+        print("manifest.json cannot be read; every notebook runs again.", flush=True)
+        return {}
 
 
 def _empty(folder: Path, *, kept: str) -> None:
