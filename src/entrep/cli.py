@@ -89,7 +89,7 @@ def _sweep(options: argparse.Namespace) -> int:
         notebooks=spec.notebooks,
         max_runs=spec.max_runs,
     )
-    seconds = earlier_seconds([spec.out, *options.like])
+    seconds = earlier_seconds([*options.like, *([spec.out] if plan.out.is_dir() else [])])
     rows = len(plan.runs) if options.plan else 12
     print(describe_plan(plan, find_finished(plan), seconds, spec.jobs, rows=rows), flush=True)
     if options.plan:
@@ -97,7 +97,7 @@ def _sweep(options: argparse.Namespace) -> int:
     with open_sweep(plan), LocalProcesses(spec.jobs, spec.memory_gb) as processes:
         reasons = run_sweep(plan, processes.submit, jobs=spec.jobs, retries=spec.retries)
     failed = sum(map(bool, reasons))
-    print(f"\n{len(reasons) - failed} runs are done, {failed} failed")
+    print(f"\nRuns: {len(reasons) - failed} done, {failed} failed")
     print(f"Sweep: {plan.out} (table.csv, table.parquet, runs/)")
     if failed:
         print("The same command tries those that failed again; steps/*.log say more.")

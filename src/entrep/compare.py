@@ -54,7 +54,10 @@ def find_runs(folders: Sequence[str | Path]) -> list[Path]:
     for folder in map(Path, folders):
         if (folder / "sweep.json").is_file():
             table = make_table(folder)
-            found += [folder / "runs" / run for run in table["run"][table["status"] == "done"]]
+            done = table["run"][table["status"] == "done"]
+            if not len(done):
+                raise FileNotFoundError(f"{folder}: the sweep has no finished run to compare.")
+            found += [folder / "runs" / run for run in done]
         else:
             found.append(folder)
     return found

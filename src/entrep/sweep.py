@@ -194,11 +194,17 @@ def _make_nodes(
 
 
 def earlier_seconds(folders: Iterable[str | Path]) -> dict[str, float]:
-    """Mean seconds of each notebook, as earlier runs and sweeps in these folders recorded them."""
+    """Mean seconds of each notebook, as earlier runs and sweeps recorded them.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there.
+    """
     found: dict[str, list[float]] = {}
     for folder in map(Path, folders):
-        for run in (folder, *sorted(folder.glob("steps/*"))):
-            for name, entry in read_manifest(run).items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder of a run or a sweep.")
+        for manifest in [*folder.glob("manifest.json"), *folder.glob("steps/*/manifest.json")]:
+            for name, entry in read_manifest(manifest.parent).items():
                 found.setdefault(name, []).append(entry["seconds"])
     return {name: sum(seconds) / len(seconds) for name, seconds in found.items()}
 

@@ -155,7 +155,8 @@ class _Work:
         try:
             _link_upstream(self.plan, planned)
             if _is_finished(self.plan, planned, self.around):
-                self.log.write("found", node)
+                if node not in self.log.finished:  # a kill came before the line
+                    self.log.write("found", node)
                 self._end(node, "")
                 return True
         except OSError as error:  # a full disk
@@ -293,6 +294,7 @@ class _Log:
         self.path = path
         self.attempts: Counter[str] = Counter()
         self.peaks: dict[str, float] = {}
+        self.finished: set[str] = set()  # and not started again since
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in lines:
             with contextlib.suppress(ValueError):  # the line that a kill cut off
@@ -312,6 +314,11 @@ class _Log:
             tqdm.write(f"{self.path}: cannot be written ({error}).")
 
     def _count(self, entry: Mapping[str, object]) -> None:
-        self.attempts[entry["node"]] += entry["event"] == "started"
+        event, node = entry["event"], entry["node"]
+        self.attempts[node] += event == "started"
+        if event in ("finished", "found"):
+            self.finished.add(node)
+        else:
+            self.finished.discard(node)
         if "peak_gb" in entry:
-            self.peaks[entry["node"]] = entry["peak_gb"]
+            self.peaks[node] = entry["peak_gb"]

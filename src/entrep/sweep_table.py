@@ -120,3 +120,53 @@ def write_tables(out: str | Path) -> pd.DataFrame:
     with atomic_path(Path(out) / "table.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     return table
+
+
+def read_sweep_table(out: str | Path) -> pd.DataFrame:
+    """The table in a sweep's folder, with every number as it was written.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(out) / "table.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there. `entrep sweep` writes it; give the folder of its --out."
+        )
+    return pd.read_parquet(path)
+
+
+def varied_parameters(table: pd.DataFrame) -> list[str]:
+    """Parameters that have more than one value in a sweep's table, in its order."""
+    columns = list(table.columns)
+    parameters = columns[columns.index("reason") + 1 : columns.index("attempts")]
+    return [name for name in parameters if table[name].nunique(dropna=False) > 1]
+
+
+def configurations_of(table: pd.DataFrame) -> pd.Series:
+    """What sets each run apart beside its seed, as text; runs that agree are repetitions."""
+    names = [name for name in varied_parameters(table) if name != "seed"]
+    if not names:
+        return pd.Series("all runs", index=table.index)
+    texts = table[names].astype(str)
+    return texts.apply(lambda row: ", ".join(f"{n}={v}" for n, v in row.items()), axis=1)
+
+
+_MAIN_METRICS = tuple(
+    f"{method}.{part}.fine"
+    for method in ("04_hybrid.combined", "03_dinov2_finetune", "02_prototypes")
+    for part in ("heldout", "dev")
+)
+
+
+def main_metric(table: pd.DataFrame) -> str:
+    """The accuracy of the last notebook that the table has, on held-out pictures if there are.
+
+    Raises:
+        ValueError: if it has none; the message names some columns to choose from.
+    """
+    found = [name for name in _MAIN_METRICS if name in table]
+    if not found:
+        numbers = table.select_dtypes("number").columns
+        raise ValueError(f"metric: name a column of the table, such as {', '.join(numbers[:8])}.")
+    return found[0]
