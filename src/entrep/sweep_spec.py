@@ -42,6 +42,8 @@ def read_spec(path: str | Path) -> dict[str, object]:
         ValueError: if it is no YAML, or for a key that is unknown or comes twice; the message
             names its line.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file with a sweep's keys.")
     text = Path(path).read_text(encoding="utf-8")
     try:
         root = yaml.compose(text, yaml.SafeLoader)
