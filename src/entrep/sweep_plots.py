@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.patheffects import withStroke
 
 from entrep.plots import CHOSEN, COARSE, FINE
 
@@ -44,7 +45,9 @@ def plot_parallel(table: pd.DataFrame, names: Sequence[str], metric: str, ax: Ax
         ax.axvline(place, color="#8a8f98", linewidth=0.8, zorder=1)
         for value, height in _ticks(table[name], heights[:, place]):
             text = f" {value:.4g}" if isinstance(value, float) else f" {value}"
-            ax.text(place, height, text, va="center", fontsize=8, parse_math=False)
+            label = ax.text(place, height, text, va="center", fontsize=8, parse_math=False)
+            label.set_zorder(4)
+            label.set_path_effects([withStroke(linewidth=3, foreground="white")])
     ax.set_xticks(range(len(columns)), [name.replace(".", "\n") for name in columns])
     ax.set_xlim(-0.1, len(columns) - 0.6)
     ax.set_yticks([])
@@ -92,7 +95,7 @@ def plot_metric_against_cost(table: pd.DataFrame, metric: str, cost: str, ax: Ax
     ax.plot(x[front][order], y[front][order], color=CHOSEN, linewidth=1, linestyle="--")
     ax.set_xlabel(cost)
     ax.set_ylabel(metric)
-    ax.legend()
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     ax.grid()
     return ax
 
@@ -126,6 +129,6 @@ def plot_seed_spread(table: pd.DataFrame, configuration: str, metric: str, ax: A
     ax.scatter(means, range(len(means)), color=CHOSEN, marker="|", s=200, zorder=3, label="mean")
     ax.set_yticks(range(len(means)), means.index)
     ax.set_xlabel(metric)
-    ax.legend(loc="lower right")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     ax.grid(axis="x")
     return ax
