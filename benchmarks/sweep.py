@@ -1,7 +1,7 @@
 """What sharing and two at a time bring to a sweep, and what kills cost it: nothing but time.
 
-    python benchmarks/sweep.py [--out runs/sweep-benchmark] [--kills 5] [--seed 0]
-                               [-p name=value ...]
+    python benchmarks/sweep.py [--out runs/sweep-benchmark] [--seeds 4] [--kills 5]
+                               [--moments 0] [-p name=value ...]
 
 Twelve demo runs of notebook 03 (3 learning rates x 4 seeds, each seed with pictures of its own):
 
@@ -12,7 +12,7 @@ Twelve demo runs of notebook 03 (3 learning rates x 4 seeds, each seed with pict
 Prints the times and their ratio, and from the killed sweep's log how often each notebook was
 finished, whether its table is complete, and whether it holds the same answers as the other one.
 Exits with 1 if the ratio is above 0.6, a run is lost or done twice, or an answer differs. A small
-setting for a look: -p demo_size=0.03 -p folds=2 -p epochs=1 -p image_size=56
+setting for a look: --seeds 2 -p demo_size=0.03 -p folds=2 -p epochs=1 -p image_size=56
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import pandas as pd
 from entrep.artifacts import read_json
 from entrep.sweep_table import read_sweep_table
 
-RATES, SEEDS = ("0.0005", "0.001", "0.002"), range(4)
+RATES = ("0.0005", "0.001", "0.002")
 JOBS, TARGET = 2, 0.6
 
 
@@ -44,45 +44,42 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/sweep-benchmark"))
+    parser.add_argument("--seeds", type=int, default=4, help="how many")
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--moments", type=int, default=0, help="seed of the kills' moments")
     parser.add_argument("-p", action="append", default=[], metavar="name=value")
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     given = [word for pair in options.p for word in ("-p", pair)]
+    axes = ["-p", f"learning_rate={','.join(RATES)}", "--seeds", f"0-{options.seeds - 1}"]
+    sweep = ["sweep", "--only", "03", "--jobs", str(JOBS), *axes, *given, "--out"]
 
-    alone = sum(run_alone(options.out / "alone", given))
-    shared = timed(start(sweep_command(options.out / "shared", given)))
+    alone = sum(run_alone(options.out / "alone", options.seeds, given))
+    shared = timed(start([*sweep, str(options.out / "shared")]))
     print(f"one after the other, nothing shared: {alone:.0f} s")
     print(f"sweep, {JOBS} at a time:                 {shared:.0f} s")
     print(f"ratio: {shared / alone:.2f} (target: at most {TARGET})", flush=True)
 
-    moments = np.random.default_rng(options.seed).uniform(0.05, 0.35, options.kills) * shared
+    moments = np.random.default_rng(options.moments).uniform(0.05, 0.35, options.kills) * shared
     killed = options.out / "killed"
     for moment in moments:
-        kill_after(start(sweep_command(killed, given)), moment)
-    timed(start(sweep_command(killed, given)))
+        kill_after(start([*sweep, str(killed)]), moment)
+    timed(start([*sweep, str(killed)]))
     print(f"killed after {', '.join(f'{moment:.0f}' for moment in moments)} s")
-    whole = report(options.out / "shared", killed)
+    whole = report(options.out / "shared", killed, len(RATES) * options.seeds)
     return 0 if whole and shared / alone <= TARGET else 1
 
 
-def run_alone(folder: Path, given: list[str]) -> list[float]:
+def run_alone(folder: Path, seeds: int, given: list[str]) -> list[float]:
     """Seconds of each run when it is run for itself."""
     seconds = []
-    for rate, seed in itertools.product(RATES, SEEDS):
+    for rate, seed in itertools.product(RATES, range(seeds)):
         out = folder / f"{rate}-{seed}"
         own = ["--only", "01,03", "-p", f"learning_rate={rate}", "-p", f"seed={seed}"]
         seconds.append(timed(start(["run", "--out", str(out), *own, *given])))
         print(f"alone {rate} {seed}: {seconds[-1]:.0f} s", flush=True)
     return seconds
-
-
-def sweep_command(out: Path, given: list[str]) -> list[str]:
-    """Arguments of `entrep` for the same runs as one sweep."""
-    axes = ["-p", f"learning_rate={','.join(RATES)}", "--seeds", f"{SEEDS[0]}-{SEEDS[-1]}"]
-    return ["sweep", "--out", str(out), "--only", "03", "--jobs", str(JOBS), *axes, *given]
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
@@ -109,7 +106,7 @@ def kill_after(process: subprocess.Popen, seconds: float) -> None:
         process.wait()
 
 
-def report(shared: Path, killed: Path) -> bool:
+def report(shared: Path, killed: Path, runs: int) -> bool:
     """Print what the killed sweep came to; true if nothing is lost, doubled or different."""
     lines = [line for line in (killed / "log.jsonl").read_text().splitlines() if line]
     events = [json.loads(line) for line in lines]
@@ -119,7 +116,6 @@ def report(shared: Path, killed: Path) -> bool:
     planned = {node for path in (killed / "records").iterdir()
                for node in read_json(path)["nodes"].values()}  # fmt: skip
     once = ended == Counter(planned)
-    runs = len(RATES) * len(SEEDS)
     complete = len(tables[1]) == runs and set(tables[1]["status"]) == {"done"}
     same = same_answers(*tables)
     print(f"notebooks: {len(planned)} planned, {sum(started.values())} starts, each finished "

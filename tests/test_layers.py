@@ -27,7 +27,7 @@ LAYERS = (
     ("runner",),
     ("sweep_spec", "sweep", "sweep_node"),
     ("sweep_table",),
-    ("sweep_run", "compare", "sweep_plots"),
+    ("sweep_run", "compare", "sweep_plots", "tracking"),
     ("cli",),
     ("__main__",),
 )

@@ -72,9 +72,13 @@ def _sweep(options: argparse.Namespace) -> int:
     from entrep.sweep_node import LocalProcesses
     from entrep.sweep_run import choose_threads, find_finished, open_sweep, run_sweep
     from entrep.sweep_spec import make_axes, make_spec, read_spec, split_pair
+    from entrep.sweep_table import read_sweep_table
+    from entrep.tracking import find_mlflow, log_to_mlflow
 
     pairs = [split_pair(pair) for pair in options.parameters]
     axes = make_axes(pairs, options.seeds, options.folds)
+    if options.mlflow:
+        find_mlflow()
     fields = ("profile", "data", "out", "only", "notebooks", "jobs", "threads", "memory_gb",
               "retries", "max_runs")  # fmt: skip
     asked = {"axes": axes, **{name: getattr(options, name) for name in fields}}
@@ -99,6 +103,9 @@ def _sweep(options: argparse.Namespace) -> int:
     failed = sum(map(bool, reasons))
     print(f"\nRuns: {len(reasons) - failed} done, {failed} failed")
     print(f"Sweep: {plan.out} (table.csv, table.parquet, runs/)")
+    if options.mlflow:
+        new = log_to_mlflow(read_sweep_table(plan.out), options.mlflow, plan.out.name)
+        print(f"MLflow: {new} new runs in {options.mlflow}")
     if failed:
         print("The same command tries those that failed again; steps/*.log say more.")
     return 1 if failed else 0
@@ -372,6 +379,9 @@ def _sweep_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--max-runs", type=int, metavar="N", help="refuse more than that (1000)")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
     sub.add_argument("--plan", action="store_true", help="only check, and show what would run")
+    sub.add_argument(
+        "--mlflow", default="", metavar="DIR", help="log the runs to MLflow's file store there"
+    )
     sub.add_argument(
         "--like",
         action="append",

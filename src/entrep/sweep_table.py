@@ -136,11 +136,15 @@ def read_sweep_table(out: str | Path) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def varied_parameters(table: pd.DataFrame) -> list[str]:
-    """Parameters that have more than one value in a sweep's table, in its order."""
+def parameters_of(table: pd.DataFrame) -> list[str]:
+    """The parameters among the columns of a sweep's table, in its order."""
     columns = list(table.columns)
-    parameters = columns[columns.index("reason") + 1 : columns.index("attempts")]
-    return [name for name in parameters if table[name].nunique(dropna=False) > 1]
+    return columns[columns.index("reason") + 1 : columns.index("attempts")]
+
+
+def varied_parameters(table: pd.DataFrame) -> list[str]:
+    """Those of `parameters_of` that have more than one value."""
+    return [name for name in parameters_of(table) if table[name].nunique(dropna=False) > 1]
 
 
 def configurations_of(table: pd.DataFrame) -> pd.Series:
