@@ -185,7 +185,7 @@ def test_three_values_of_the_last_step_share_what_lies_upstream(plan):
     assert len(found.runs) == len({run.id for run in found.runs}) == 12
     text = describe_plan(found, set(), {}, 2, rows=3)
     assert "12 runs: 3 of coverage x 4 of seed" in text and "and 9 more" in text
-    assert "24 notebooks to run instead of 48" in text and "unknown, as no earlier run" in text
+    assert "24 notebooks instead of 48" in text and "unknown, as no earlier run" in text
 
 
 def test_wanted_notebooks_bring_those_upstream(plan):
@@ -265,6 +265,6 @@ def test_the_plan_is_shown_and_nothing_is_written(capsys, tmp_path, monkeypatch)
     printed = capsys.readouterr().out
     runs = itertools.product(("0.001", "0.003", "0.01"), range(4))
     assert all(f"learning_rate={rate} seed={seed}" in printed for rate, seed in runs)
-    assert "16 notebooks to run instead of 24" in printed
+    assert "16 notebooks instead of 24" in printed
     assert "1 at a time with 2 threads each" in printed
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -173,6 +174,19 @@ def test_retries_are_counted_and_what_lies_downstream_is_not_tried(notebooks, tm
     assert table["attempts"].tolist() == [3] * 4
 
 
+def test_what_fails_on_a_full_disk_leaves_room_for_the_others(notebooks, tmp_path, monkeypatch):
+    plan = plan_of(notebooks, tmp_path / "sweep", epochs=(4,))
+    left = plan.node_folder(next(iter(plan.nodes.values()))) / "01_first" / "half.bin"
+    for free, kept in ((10**9, True), (10**6, False)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("entrep.sweep_run.shutil.disk_usage", lambda _, found=usage: found)
+        with open_sweep(plan):
+            left.parent.mkdir(parents=True, exist_ok=True)
+            left.write_bytes(b"half")
+            run_sweep(plan, failing("No space left on device", []), jobs=1)
+        assert left.exists() == kept
+
+
 def test_a_process_that_takes_more_than_its_part_of_the_memory_is_ended(notebooks, tmp_path):
     plan = plan_of(notebooks, tmp_path / "sweep", epochs=(4,))
     with open_sweep(plan), LocalProcesses(1, memory_gb=0.02) as processes:
@@ -199,7 +213,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(notebooks, tmp_path):
 
 
 def test_a_sweep_keeps_its_threads_when_it_goes_on_with_other_jobs(tmp_path):
-    cores = os.cpu_count() or 1
+    cores = sweep.count_cores()
     assert choose_threads(tmp_path, 0, jobs=cores) == 1
     assert choose_threads(tmp_path, 0, jobs=2 * cores) == 1
     (tmp_path / "sweep.json").write_text('{"threads": 3}')

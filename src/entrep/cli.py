@@ -71,17 +71,15 @@ def _sweep(options: argparse.Namespace) -> int:
     from entrep.sweep import describe_plan, earlier_seconds, make_plan
     from entrep.sweep_node import LocalProcesses
     from entrep.sweep_run import choose_threads, find_finished, open_sweep, run_sweep
-    from entrep.sweep_spec import make_axes, make_spec, read_spec, split_pair
+    from entrep.sweep_spec import Spec, make_axes, make_spec, read_spec, split_pair
     from entrep.sweep_table import read_sweep_table
     from entrep.tracking import find_mlflow, log_to_mlflow
 
-    pairs = [split_pair(pair) for pair in options.parameters]
-    axes = make_axes(pairs, options.seeds, options.folds)
     if options.mlflow:
         find_mlflow()
-    fields = ("profile", "data", "out", "only", "notebooks", "jobs", "threads", "memory_gb",
-              "retries", "max_runs")  # fmt: skip
-    asked = {"axes": axes, **{name: getattr(options, name) for name in fields}}
+    pairs = [split_pair(pair) for pair in options.parameters]
+    asked = {name: getattr(options, name) for name in vars(Spec()) if name != "axes"}
+    asked["axes"] = make_axes(pairs, options.seeds, options.folds)
     spec = make_spec(read_spec(options.spec) if options.spec else {}, asked)
     plan = make_plan(
         spec.axes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,12 +257,23 @@ def describe_plan(
         each = f"{seconds[step.name]:.0f}" if step.name in seconds else "unknown"
         lines.append(f"{step.name:20} {len(ids):5} {len(ids & set(finished)):9} {each:>13}")
     alone = sum(len(run.nodes) for run in plan.runs)
-    lines.append(f"{len(plan.nodes)} notebooks to run instead of {alone}: equal ones are shared")
+    lines.append(f"{len(plan.nodes)} notebooks instead of {alone}: equal ones are shared")
     left = estimate_seconds(plan, finished, seconds, jobs)
     time = f"about {_duration(left)}" if left == left else "unknown, as no earlier run tells"
     threads = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
     lines.append(f"{jobs} at a time with {threads} each; time from now: {time}")
+    if jobs * plan.threads > count_cores():
+        lines.append(
+            f"Mind: {jobs * plan.threads} threads on {count_cores()} cores wait for each other; "
+            "fewer jobs or threads are faster."
+        )
     return "\n".join(lines)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _duration(seconds: float) -> str:

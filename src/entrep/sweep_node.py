@@ -42,7 +42,7 @@ class Task:
     arguments: Mapping[str, object]  # of `entrep.runner.run`
     links: tuple[tuple[str, str], ...]  # upstream folders, and where the notebook reads them
     threads: int
-    log: str  # file for all that the process says
+    log: str  # file that what the process says is added to
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def run_task(task: Task) -> str:
             link_folder(source, target)
         run(**task.arguments)
     except Exception as error:  # whatever it is, it costs this run and no other
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on the full disk, too
+            traceback.print_exc()
         return reason_of(error)
     return ""
 
@@ -135,7 +136,7 @@ def _in_child(task: Task, sender: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, lambda *_: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(task.log, "w", encoding="utf-8") as log:
+    with open(task.log, "a", encoding="utf-8") as log:
         for stream in (1, 2):  # what a dying library writes, too
             os.dup2(log.fileno(), stream)
     sender.send(run_task(task))
@@ -190,5 +191,6 @@ def _answer(receiver: Connection, process: BaseProcess) -> str:
         return receiver.recv()
     except EOFError:
         code = process.exitcode
-        how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return f"its process ended with {how}; often the memory was used up"
+        if code < 0:
+            return f"its process was ended by signal {-code}; often the memory was used up"
+        return f"its process ended with exit status {code}; its log says more"

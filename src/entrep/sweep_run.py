@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -32,11 +32,12 @@ from entrep.runner import (
     stale,
     surroundings,
 )
-from entrep.sweep import Node, Plan, PlannedRun
+from entrep.sweep import Node, Plan, PlannedRun, count_cores
 from entrep.sweep_node import Outcome, Task, reason_of
 from entrep.sweep_table import write_record, write_tables
 
 MARK = "sweep.json"  # makes a folder a sweep's
+_ROOM = 16 * 2**20  # bytes; a disk with less is full
 _LEFTOVER_S = 60.0  # for what a killed sweep left running to end
 
 
@@ -47,7 +48,7 @@ def choose_threads(out: str | Path, threads: int, jobs: int) -> int:
     """
     before = Path(out) / MARK
     if threads or not before.is_file():
-        return threads or max(1, (os.cpu_count() or 1) // jobs)
+        return threads or max(1, count_cores() // jobs)
     return int(read_json(before)["threads"])
 
 
@@ -159,12 +160,13 @@ class _Work:
                     self.log.write("found", node)
                 self._end(node, "")
                 return True
+            task = make_task(self.plan, planned)
         except OSError as error:  # a full disk
             self._end(node, reason_of(error))
             return False
         self.log.write("started", node, notebook=planned.step.name)
         self._tries[node] += 1
-        running[self.submit(make_task(self.plan, planned))] = node
+        running[self.submit(task)] = node
         return False
 
     def _try_again(self, node: str, outcome: Outcome) -> bool:
@@ -173,11 +175,19 @@ class _Work:
             self.log.write("finished", node, peak_gb=round(outcome.peak_gb, 3))
             self._end(node, "")
             return False
+        self._make_room(node)
         self.log.write("failed", node, reason=outcome.reason)
         if self._tries[node] <= self.retries:
             return True
         self._end(node, outcome.reason)
         return False
+
+    def _make_room(self, node: str) -> None:
+        """Where a node fails on a full disk, what it left must not cost the other runs theirs."""
+        if shutil.disk_usage(self.plan.out).free < _ROOM:
+            planned = self.plan.nodes[node]
+            for owned in owned_folders(planned.step, self.plan.data):
+                shutil.rmtree(self.plan.node_folder(planned) / owned, ignore_errors=True)
 
     def _end(self, node: str, reason: str) -> None:
         """A node is done or given up: settle the runs whose fate that decides."""
