@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from entrep import runner
 from entrep.notebook import Progress, RunError
-from entrep.runner import Step, parse_parameters, run, select_steps
+from entrep.runner import Step, parse_parameters, run, select_steps, stale
 
 _HASH_PACKAGE = runner._hash_package
 STEPS = (
@@ -229,6 +229,25 @@ def test_only_what_depends_on_a_change_runs_again(start, notebooks, tmp_path, ca
         "02_second": "upstream changed",
         "03_third": "upstream changed",
     }
+
+
+def test_what_would_run_can_be_asked_without_running(start, notebooks, tmp_path):
+    own = "epochs: int = None\nbackbone: str = None\ncache_dir: str = None"
+    write_notebook(notebooks, "02_second", own, SECOND)
+    asked = {"out": tmp_path / "run", "notebooks": notebooks, "steps": STEPS, "only": ["1", "2"]}
+    with pytest.raises(FileNotFoundError, match="02_second needs what 01_first writes"):
+        stale(**{**asked, "only": ["2"]})
+    start(only=["1", "2"])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert stale(**asked) == {"01_first": "", "02_second": ""}
+    assert stale(**asked, parameters={"seed": 1})["01_first"] == "parameters changed"
+    # An encoder is the business of the notebooks that load it, and a cache is but a place.
+    assert stale(**asked, parameters={"backbone": "effnet-lite0"}) == {
+        "01_first": "",
+        "02_second": "parameters and encoders changed",
+    }
+    assert set(stale(**asked, parameters={"cache_dir": str(tmp_path)}).values()) == {""}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
 def test_a_run_folder_may_be_moved(start, tmp_path):

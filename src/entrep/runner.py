@@ -188,7 +188,7 @@ def _prepare(
     job = _Job(config, source, passed, tuple(steps), selected)
     _check_run_folder(job)
     for step in selected:
-        check_encoders(config, source / f"{step.name}.ipynb")
+        check_encoders(config, step, source)
     return job
 
 
@@ -278,14 +278,14 @@ def choose_parameters(
     }
 
 
-def check_encoders(config: RunConfig, notebook: Path) -> dict[str, str]:
-    """Digest of each encoder that the notebook loads, by name.
+def check_encoders(config: RunConfig, step: Step, source: Path) -> dict[str, str]:
+    """Digest of each encoder that a notebook in the folder `source` loads, by name.
 
     Raises:
         FileNotFoundError, ValueError: for an encoder that is not here; the message says how to
             get it.
     """
-    declared = declared_parameters(notebook)
+    declared = declared_parameters(source / f"{step.name}.ipynb")
     names = sorted({getattr(config, field) for field in _ENCODERS if field in declared})
     for name in names:
         find_home(name, config.weights_dir)
@@ -337,12 +337,11 @@ class _Job:
     def inputs(self, step: Step) -> dict[str, object]:
         """All that the notebook's result follows from."""
         given = self.passed[step.name].items()
-        notebook = self.source / f"{step.name}.ipynb"
         return {
-            "notebook": hash_code(notebook),
+            "notebook": hash_code(self.source / f"{step.name}.ipynb"),
             "parameters": {name: value for name, value in given if name not in PLACES},
             "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
-            "encoders": check_encoders(self.config, notebook),
+            "encoders": check_encoders(self.config, step, self.source),
             **self.around,
         }
 

@@ -133,7 +133,7 @@ def make_plan(
         if not runs:
             choose_parameters(config, axes, wanted, source, steps)  # refuses what none takes
         for step in wanted:
-            check_encoders(config, source / f"{step.name}.ipynb")
+            check_encoders(config, step, source)
         mine = _make_nodes(config, {**for_all, **given}, wanted, declared)
         nodes |= {node.id: nodes.get(node.id, node) for node in mine}
         ids = {node.step.name: node.id for node in mine}
