@@ -111,6 +111,10 @@ def test_a_file_says_the_same_and_the_command_line_wins(tmp_path):
         ("parameters:\n  epochs: []\n", "epochs: there is no value"),
         ("parameters:\n  seed: [0]\nseeds: 0-4\n", "seed: the parameter is given twice"),
         ("parameters:\n  epochs: many\n", "epochs: expected int, got 'many'"),
+        ("parameters:\n  epochs:\n", "epochs: expected a number or a text, got None"),
+        ("parameters:\n  epochs: [[4]]\n", "epochs: expected a number or a text, got"),
+        ("parameters:\n  epochs: [4, 4.0]\n", "epochs: the value 4 is given twice"),
+        ("seeds: 0-999999999\n", "seeds: 0-999999999 are more than 100,000 values"),
         ("seeds: a-b\n", "seeds: expected whole numbers such as 0-4"),
         ("parameters:\n  data_path: x\n", "data_path: give it with --data"),
     ],
@@ -120,6 +124,12 @@ def test_a_file_with_a_mistake_is_refused_with_its_place(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ValueError, match="(?s)" + words):
         read_spec(path)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "sweep.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="sweep.yaml: this is no YAML"):
+        read_spec(tmp_path / "sweep.yaml")
 
 
 @pytest.mark.parametrize(

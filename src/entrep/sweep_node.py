@@ -71,7 +71,7 @@ def run_task(task: Task) -> str:
     return ""
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """An error in one line: for a notebook its cell, and what was raised there."""
     raised = getattr(error.__cause__, "evalue", "")  # papermill's, of the cell that failed
     first = str(error).partition("\n")[0]
@@ -156,7 +156,7 @@ def _watch(process: BaseProcess, limit_gb: float) -> tuple[str, float]:
     """
     peak, complaint, tree = 0.0, "", []
     while process.is_alive():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
+        with contextlib.suppress(psutil.Error):  # it may end while we look
             parent = psutil.Process(process.pid)
             tree = [parent, *parent.children(recursive=True)]
             peak = max(peak, sum(_resident(one) for one in tree) / 1e9)
@@ -169,7 +169,7 @@ def _watch(process: BaseProcess, limit_gb: float) -> tuple[str, float]:
             _end(process)
         process.join(_LOOK_EVERY_S)
     for one in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):  # as a rule, it has ended
             one.kill()
     return complaint, peak
 
@@ -181,14 +181,15 @@ def _end(process: BaseProcess) -> None:
 
 
 def _resident(process: psutil.Process) -> int:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+    with contextlib.suppress(psutil.Error):
         return process.memory_info().rss
     return 0
 
 
 def _answer(receiver: Connection, process: BaseProcess) -> str:
     try:
-        return receiver.recv()
+        with receiver:
+            return receiver.recv()
     except EOFError:
         code = process.exitcode
         if code < 0:

@@ -145,7 +145,7 @@ class _Work:
                 # With a limit, or Windows would not hear of Ctrl-C.
                 for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                     node = running.pop(future)
-                    if self._try_again(node, future.result()):
+                    if self._try_again(node, _outcome_of(future)):
                         ready.append(node)
                     elif not self._ended[node]:
                         sorter.done(node)
@@ -221,6 +221,12 @@ class _Work:
         write_record(self.plan, planned, why, self.log.attempts, self.log.peaks)
 
 
+def _outcome_of(future: Future[Outcome]) -> Outcome:
+    """How a task ended, also where its process could not even be started."""
+    error = future.exception()
+    return Outcome(reason_of(error)) if error else future.result()
+
+
 def make_task(plan: Plan, node: Node) -> Task:
     """What an executor is given to run a node."""
     folder = plan.node_folder(node)
@@ -254,7 +260,8 @@ def gather_run(plan: Plan, planned: PlannedRun, around: Mapping[str, object]) ->
     }
     changed = {name: why for name, why in stale(**arguments, around=around).items() if why}
     if changed:
-        raise RunError(f"changed while the sweep ran ({changed}); run the sweep again.")
+        why = ", ".join(f"{name}: {reason}" for name, reason in changed.items())
+        raise RunError(f"changed while the sweep ran ({why}); run the sweep again.")
     with contextlib.redirect_stdout(io.StringIO()):
         run(**arguments)  # nothing is left to run: writes what sums the folder up
 

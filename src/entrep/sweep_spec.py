@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,6 +31,7 @@ class Spec:
     max_runs: int = 1000  # more are refused
 
 
+_MOST = 100_000  # values of a range; more would fill the memory before they are refused
 _LEAST = {"jobs": 1, "threads": 0, "memory_gb": 0, "retries": 0, "max_runs": 1}
 _KEYS = ("parameters", *_SHORTHANDS, *(f.name for f in fields(Spec) if f.name != "axes"))
 
@@ -44,26 +46,30 @@ def read_spec(path: str | Path) -> dict[str, object]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file with a sweep's keys.")
-    text = Path(path).read_text(encoding="utf-8")
     try:
+        text = Path(path).read_text(encoding="utf-8")
         root = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         line = f", line {place.line + 1}" if place else ""
-        raise ValueError(f"{path}{line}: this is no YAML ({error.problem}).") from error
+        problem = getattr(error, "problem", error)
+        raise ValueError(f"{path}{line}: this is no YAML ({problem}).") from error
     _check_keys(path, root, _KEYS, "the file")
     for key, node in root.value:
         if key.value == "parameters":
             _check_keys(path, node, None, "parameters")
-    parameters = {
-        name: value if isinstance(value, list) else [value]
-        for name, value in values.pop("parameters", {}).items()
-    }
+    parameters = [
+        (str(name), _as_list(value)) for name, value in values.pop("parameters", {}).items()
+    ]
     shorthands = {key: values.pop(key) for key in _SHORTHANDS if key in values}
-    if isinstance(values.get("only"), list):
-        values["only"] = ",".join(map(str, values["only"]))
-    return {**values, "axes": make_axes(parameters.items(), **shorthands)}
+    if "only" in values:  # YAML reads 03 as a number
+        values["only"] = ",".join(map(str, _as_list(values["only"])))
+    return {**values, "axes": make_axes(parameters, **shorthands)}
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_keys(path: str | Path, node: yaml.Node, known: Sequence[str] | None, what: str) -> None:
@@ -133,11 +139,10 @@ def make_axes(
             raise ValueError(f"{name}: the parameter is given twice; give all its values at once.")
         if not values:
             raise ValueError(f"{name}: there is no value, so there is no run; give at least one.")
-        typed = tuple(_typed(name, value) for value in values)
-        twice = [value for index, value in enumerate(typed) if value in typed[:index]]
-        if twice:
-            raise ValueError(f"{name}: the value {twice[0]!r} is given twice.")
-        axes[name] = typed
+        axes[name] = tuple(_typed(name, value) for value in values)
+        (value, times), *_ = Counter(axes[name]).most_common(1)
+        if times > 1:
+            raise ValueError(f"{name}: the value {value!r} is given twice.")
     return axes
 
 
@@ -157,21 +162,26 @@ def split_pair(pair: str) -> tuple[str, list[str]]:
 
 
 def _typed(name: str, value: object) -> object:
-    """A text read as a value of the parameter's type; anything else as it is."""
+    """A text read as a value of the parameter's type; a number as it is."""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{name}: expected a number or a text, got {value!r}.")
     return parse_parameters([f"{name}={value}"])[name] if isinstance(value, str) else value
 
 
 def _whole_numbers(option: str, values: object) -> list[object]:
     """The numbers of a text with single ones and ranges, "0-2,7"; anything else as a list."""
     if not isinstance(values, str):
-        return list(values) if isinstance(values, list) else [values]
+        return _as_list(values)
     found: list[object] = []
     for part in values.split(","):
         first, dash, last = part.strip().partition("-")
         try:
-            found += range(int(first), int(last if dash else first) + 1)
+            numbers = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             raise ValueError(
                 f"{option}: expected whole numbers such as 0-4 or 3,5, got {values!r}."
             ) from None
+        if len(numbers) > _MOST:
+            raise ValueError(f"{option}: {part} are more than {_MOST:,} values; give fewer.")
+        found += numbers
     return found
