@@ -333,6 +333,17 @@ def test_kernels_use_this_python_offline_whatever_is_registered(
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
+def test_folders_are_found_from_where_the_command_was_given(
+    start, notebooks, tmp_path, monkeypatch
+):
+    (tmp_path / "packs").mkdir()
+    body = "assert Path(weights_dir).is_dir() and Path(cache_dir).is_dir()"
+    write_notebook(notebooks, "01_first", "weights_dir: str = None\ncache_dir: str = None", body)
+    monkeypatch.chdir(tmp_path)
+    given = {"weights_dir": "packs", "cache_dir": "packs"}
+    assert start(only=["01"], parameters=given) == {"01_first": "new"}
+
+
 def test_pictures_that_the_kit_did_not_draw_are_never_removed(start, tmp_path):
     start(only=["01"])
     mine = tmp_path / "run" / "data" / "mine.png"

@@ -181,7 +181,9 @@ def _prepare(
         work_dir=str(out) or None,
         **parameters,
     )
-    config = dataclasses.replace(config, work_dir=str(Path(config.work_dir).resolve()))
+    folders = {name: getattr(config, name) for name in (*PLACES, "weights_dir")}
+    absolute = {name: str(Path(folder).resolve()) for name, folder in folders.items() if folder}
+    config = dataclasses.replace(config, **absolute)
     selected = select_steps(only, steps)
     source = find_notebooks(notebooks, selected)
     passed = choose_parameters(config, parameters, selected, source, steps)
