@@ -50,14 +50,13 @@ class Outcome:
     """How a task ended."""
 
     reason: str = ""  # why it failed, in one line; empty: it is done
-    peak_gb: float = float("nan")  # most memory of its processes together, as far as it was seen
+    peak_gb: float | None = None  # most memory of its processes together, if it was watched
 
 
-def run_task(task: Task) -> str:
+def run_task(task: Task) -> Outcome:
     """Run one notebook in its folder, in this process; one that is up to date is left alone.
 
-    Returns:
-        Why it failed, in one line; empty text if it is done. The whole error is printed.
+    Whatever goes wrong becomes the outcome's reason; the whole error is printed.
     """
     os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(task.threads))
     try:
@@ -67,8 +66,8 @@ def run_task(task: Task) -> str:
     except Exception as error:  # whatever it is, it costs this run and no other
         with contextlib.suppress(OSError):  # the log may lie on the full disk, too
             traceback.print_exc()
-        return reason_of(error)
-    return ""
+        return Outcome(reason_of(error))
+    return Outcome()
 
 
 def reason_of(error: BaseException) -> str:
@@ -128,7 +127,8 @@ class LocalProcesses:
         finally:
             with self._lock:
                 self._running.discard(process)
-        return Outcome(too_much or _answer(receiver, process), peak_gb)
+        reason = too_much or _outcome_of(process, receiver).reason
+        return Outcome(reason, peak_gb)
 
 
 def _in_child(task: Task, sender: Connection) -> None:
@@ -171,7 +171,7 @@ def _watch(process: BaseProcess, limit_gb: float) -> tuple[str, float]:
     for one in tree:
         with contextlib.suppress(psutil.Error):  # as a rule, it has ended
             one.kill()
-    return complaint, peak
+    return complaint, round(peak, 3)
 
 
 def _end(process: BaseProcess) -> None:
@@ -186,12 +186,15 @@ def _resident(process: psutil.Process) -> int:
     return 0
 
 
-def _answer(receiver: Connection, process: BaseProcess) -> str:
+def _outcome_of(process: BaseProcess, receiver: Connection) -> Outcome:
+    """What a process that has ended sent before, or how it came to its end."""
     try:
         with receiver:
             return receiver.recv()
     except EOFError:
         code = process.exitcode
         if code < 0:
-            return f"its process was ended by signal {-code}; often the memory was used up"
-        return f"its process ended with exit status {code}; its log says more"
+            why = f"its process was ended by signal {-code}; often the memory was used up"
+        else:
+            why = f"its process ended with exit status {code}; its log says more"
+        return Outcome(why)

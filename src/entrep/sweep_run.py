@@ -172,11 +172,11 @@ class _Work:
     def _try_again(self, node: str, outcome: Outcome) -> bool:
         """Take note of how a node ended; true if it shall run once more."""
         if not outcome.reason:
-            self.log.write("finished", node, peak_gb=round(outcome.peak_gb, 3))
+            self.log.write("finished", node, peak_gb=outcome.peak_gb)
             self._end(node, "")
             return False
         self._make_room(node)
-        self.log.write("failed", node, reason=outcome.reason)
+        self.log.write("failed", node, reason=outcome.reason, peak_gb=outcome.peak_gb)
         if self._tries[node] <= self.retries:
             return True
         self._end(node, outcome.reason)
@@ -337,5 +337,5 @@ class _Log:
             self.finished.add(node)
         else:
             self.finished.discard(node)
-        if "peak_gb" in entry:
+        if entry.get("peak_gb"):
             self.peaks[node] = entry["peak_gb"]
