@@ -278,4 +278,6 @@ def count_cores() -> int:
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
+    if not minutes:
+        return "a minute or less"
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 120 else f"{minutes} min"
