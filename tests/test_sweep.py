@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runner import write_notebook
 
-from entrep import cli
+from entrep import cli, sweep_plots, sweep_spec, sweep_table
 from entrep.artifacts import write_json
 from entrep.runner import Step
 from entrep.sweep import describe_plan, earlier_seconds, estimate_seconds, make_plan
@@ -53,6 +54,12 @@ def plan(notebooks, tmp_path):
 
 
 # The command line and the file
+
+
+@pytest.mark.parametrize("module", [sweep_spec, sweep_table, sweep_plots])
+def test_examples_in_the_docstrings_hold(module):
+    results = doctest.testmod(module)
+    assert results.attempted and not results.failed
 
 
 def test_values_of_the_command_line_get_their_parameters_type():
