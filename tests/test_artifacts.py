@@ -120,3 +120,25 @@ def test_what_was_learned_from_the_same_things_is_taken_as_it_was_saved(tmp_path
     assert keep("b", 3.0) == [3.0], "learned from something else"
     assert keep("b", 4.0) == [3.0]
     assert keep("b", 5.0, path=None) == [5.0]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_linked_folder_holds_the_same_files_and_nothing_else(tmp_path, monkeypatch, links):
+    if not links:  # as on another disk
+
+        def refuse(*_):
+            raise OSError("no hard links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    source, target = tmp_path / "source", tmp_path / "target"
+    artifacts.write_text(source / "deep" / "a.txt", "a")
+    artifacts.write_text(source / ".hidden", "left out")
+    artifacts.write_text(target / "old.txt", "of another run")
+    artifacts.link_folder(source, target)
+    assert artifacts.hash_folder(target) == artifacts.hash_folder(source)
+    assert [path.name for path in target.iterdir()] == ["deep"]
+    assert (target / "deep" / "a.txt").samefile(source / "deep" / "a.txt") == links
+    artifacts.write_text(source / "deep" / "a.txt", "new")  # replaced, not written into
+    assert (target / "deep" / "a.txt").read_text() == "a"
+    artifacts.link_folder(tmp_path / "not there", target)
+    assert not target.exists()

@@ -53,6 +53,9 @@ LAYERS = (
     ("kaggle_build", "mounts"),
     ("simulate", "kaggle_plan", "kaggle_client"),
     ("kaggle_push",),
+    ("sweep_spec", "sweep", "sweep_node"),
+    ("sweep_table",),
+    ("sweep_run", "compare", "sweep_plots", "tracking"),
     ("cli",),
     ("__main__",),
 )

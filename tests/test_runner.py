@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from entrep import runner
 from entrep.notebook import Progress, RunError
-from entrep.runner import Step, parse_parameters, run, select_steps
+from entrep.runner import Step, parse_parameters, run, select_steps, stale
 
 _HASH_PACKAGE = runner._hash_package
 STEPS = (
@@ -100,7 +100,10 @@ def test_upstream_steps_come_before_those_that_need_them():
     assert len(owned) == len(set(owned))
 
 
-def test_a_notebook_that_embeds_nothing_runs_without_weights_and_pictures(start, tmp_path):
+def test_a_notebook_that_embeds_nothing_runs_without_weights_and_pictures(
+    start, notebooks, tmp_path
+):
+    write_notebook(notebooks, "02_second", "epochs: int = None\ntext_encoder: str = None", SECOND)
     # The folder of somebody's run on real pictures, moved here without them.
     (tmp_path / "run" / "01_first").mkdir(parents=True)
     last = Step("03_third", upstream=("01_first",), encoders=False)
@@ -240,6 +243,25 @@ def test_only_what_depends_on_a_change_runs_again(start, notebooks, tmp_path, ca
     }
 
 
+def test_what_would_run_can_be_asked_without_running(start, notebooks, tmp_path):
+    own = "epochs: int = None\nbackbone: str = None\ncache_dir: str = None"
+    write_notebook(notebooks, "02_second", own, SECOND)
+    asked = {"out": tmp_path / "run", "notebooks": notebooks, "steps": STEPS, "only": ["1", "2"]}
+    with pytest.raises(FileNotFoundError, match="02_second needs what 01_first writes"):
+        stale(**{**asked, "only": ["2"]})
+    start(only=["1", "2"])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert stale(**asked) == {"01_first": "", "02_second": ""}
+    assert stale(**asked, parameters={"seed": 1})["01_first"] == "parameters changed"
+    # An encoder is the business of the notebooks that load it, and a cache is but a place.
+    assert stale(**asked, parameters={"backbone": "effnet-lite0"}) == {
+        "01_first": "",
+        "02_second": "parameters and encoders changed",
+    }
+    assert set(stale(**asked, parameters={"cache_dir": str(tmp_path)}).values()) == {""}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
 def test_a_run_folder_may_be_moved(start, tmp_path):
     start()
     moved = (tmp_path / "run").rename(tmp_path / "moved")
@@ -323,6 +345,17 @@ def test_kernels_use_this_python_offline_whatever_is_registered(
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
+def test_folders_are_found_from_where_the_command_was_given(
+    start, notebooks, tmp_path, monkeypatch
+):
+    (tmp_path / "packs").mkdir()
+    body = "assert Path(weights_dir).is_dir() and Path(cache_dir).is_dir()"
+    write_notebook(notebooks, "01_first", "weights_dir: str = None\ncache_dir: str = None", body)
+    monkeypatch.chdir(tmp_path)
+    given = {"weights_dir": "packs", "cache_dir": "packs"}
+    assert start(only=["01"], parameters=given) == {"01_first": "new"}
+
+
 def test_pictures_that_the_kit_did_not_draw_are_never_removed(start, tmp_path):
     start(only=["01"])
     mine = tmp_path / "run" / "data" / "mine.png"
@@ -336,8 +369,8 @@ def test_pictures_that_the_kit_did_not_draw_are_never_removed(start, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(start, tmp_path):
-    with runner._claimed(tmp_path / "run"):
-        with pytest.raises(RunError, match="another run is at work"):
+    with runner.claim_folder(tmp_path / "run"):
+        with pytest.raises(RunError, match="another run or sweep is at work"):
             start()
     start(only=["01"])
 

@@ -191,6 +191,32 @@ def hash_folder(folder: str | Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in list_files(folder)}
 
 
+def link_folder(source: str | Path, target: str | Path) -> None:
+    """Let `target` hold the finished files of `source`, and nothing else.
+
+    Hard links where the file system has them, so that nothing is stored twice, else copies.
+    Safe as long as files are replaced and never written into, which `atomic_path` sees to. A
+    `source` that is not there leaves no `target`.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        shutil.rmtree(target)
+    for path in list_files(source):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        link_file(path, copy)
+
+
+def link_file(source: str | Path, target: str | Path) -> None:
+    """Let `target`, which may be there, be the same file as `source`, or a copy of it."""
+    target = Path(target)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links; a full one fails again
+        shutil.copy2(source, target)
+
+
 def describe_artifacts(folder: str | Path) -> pd.DataFrame:
     """Table of the files that a notebook saved: file, content, kB, sha256 (first 12 digits)."""
     folder = Path(folder)

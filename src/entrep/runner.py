@@ -76,8 +76,11 @@ NOTEBOOKS = (
 )
 # Other versions of these may give other numbers, so a notebook runs again with them.
 VERSIONED = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "scikit-learn", "pillow")
-_OPTIONS = {"profile": "--profile", "data_path": "--data", "work_dir": "--out"}
+OPTIONS = {"profile": "--profile", "data_path": "--data", "work_dir": "--out"}
 BASE_PARAMETERS = ("profile", "data_path", "work_dir", "seed", "device")
+_ENCODERS = ("prototype_encoder", "text_encoder", "backbone")
+# Where things lie: a run folder and its cache may be moved, and go on where they are.
+PLACES = ("work_dir", "cache_dir")
 
 
 def run(
@@ -112,8 +115,64 @@ def run(
         FileNotFoundError: if the data, the notebooks or needed artefacts are missing.
         RunError: if a notebook fails; its partial copy stays in `notebooks/`.
     """
+    job = _prepare(profile, data, out, only, parameters, notebooks, steps)
+    if job.config.data_path and NOTEBOOKS[0] in job.selected:
+        # Bad data is one error before anything is written, not a failed notebook.
+        from entrep.data import find_challenge
+
+        find_challenge(job.config.data_path)
+    with claim_folder(job.out):
+        return job.run(surroundings(job.config.data_path), force=force)
+
+
+def stale(
+    profile: str = "demo",
+    *,
+    data: str | Path = "",
+    out: str | Path = "",
+    only: Sequence[str] = (),
+    parameters: Mapping[str, object] | None = None,
+    notebooks: str | Path | None = None,
+    steps: Sequence[Step] = NOTEBOOKS,
+    around: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """Say why `run` with these arguments would run each selected notebook; run nothing.
+
+    `around` is what `surroundings` gave for these data, where many folders are asked about.
+
+    Returns:
+        Per selected notebook the reason, as far as it can be told from what lies there now;
+        empty text for what need not run.
+
+    Raises:
+        ValueError, FileNotFoundError, RunError: as `run` does before it writes anything.
+    """
+    job = _prepare(profile, data, out, only, parameters, notebooks, steps)
+    job.look(surroundings(job.config.data_path) if around is None else around)
+    return {step.name: job.stale(step, job.inputs(step)) for step in job.selected}
+
+
+def surroundings(data_path: str) -> dict[str, object]:
+    """What every notebook depends on beside itself: package, versions and the data's content."""
+    return {
+        "package": _hash_package(),
+        "data": _fingerprint(data_path),
+        "versions": {name: _version(name) for name in VERSIONED},
+    }
+
+
+def _prepare(
+    profile: str,
+    data: str | Path,
+    out: str | Path,
+    only: Sequence[str],
+    parameters: Mapping[str, object] | None,
+    notebooks: str | Path | None,
+    steps: Sequence[Step],
+) -> _Job:
+    """Check the arguments of `run`; nothing is written."""
     parameters = dict(parameters or {})
-    for name, option in _OPTIONS.items():
+    for name, option in OPTIONS.items():
         if name in parameters:
             raise ValueError(f"{name}: give it with {option}.")
     if data and not Path(data).is_dir():
@@ -125,7 +184,9 @@ def run(
         work_dir=str(out) or None,
         **parameters,
     )
-    config = dataclasses.replace(config, work_dir=str(Path(config.work_dir).resolve()))
+    folders = {name: getattr(config, name) for name in (*PLACES, "weights_dir")}
+    absolute = {name: str(Path(folder).resolve()) for name, folder in folders.items() if folder}
+    config = dataclasses.replace(config, **absolute)
     selected = select_steps(only, steps)
     source = find_notebooks(notebooks, selected)
     passed = choose_parameters(config, parameters, selected, source, steps)
@@ -133,15 +194,9 @@ def run(
     _check_run_folder(job)
     if steps[0] in selected:
         need_pictures(config)
-    if config.data_path and NOTEBOOKS[0] in selected:
-        # Bad data is one error before anything is written, not a failed notebook.
-        from entrep.data import find_challenge
-
-        find_challenge(config.data_path)
-    for name in _encoders_of(config, selected):
-        find_home(name, config.weights_dir)
-    with _claimed(job.out):
-        return job.run(force=force)
+    for step in selected:
+        check_encoders(config, step, source)
+    return job
 
 
 def select_steps(only: Sequence[str], steps: Sequence[Step] = NOTEBOOKS) -> tuple[Step, ...]:
@@ -230,6 +285,25 @@ def choose_parameters(
     }
 
 
+def check_encoders(config: RunConfig, step: Step, source: Path) -> dict[str, str]:
+    """Digest of each encoder that a notebook in the folder `source` cannot do without, by name.
+
+    Raises:
+        FileNotFoundError, ValueError: for an encoder that is not here; the message says how to
+            get it.
+    """
+    declared = declared_parameters(source / f"{step.name}.ipynb") if step.encoders else ()
+    names = sorted({getattr(config, field) for field in _ENCODERS if field in declared})
+    for name in names:
+        find_home(name, config.weights_dir)
+    return {name: pack_digest(name, config.weights_dir) for name in names}
+
+
+def owned_folders(step: Step, data_path: str) -> list[str]:
+    """Folders of the run folder that the notebook writes; `data` only if it draws the pictures."""
+    return [name for name in step.outputs if name != DRAWN or not data_path]
+
+
 class _Job:
     """One call of `run`, its arguments checked: decides, executes, records."""
 
@@ -247,20 +321,18 @@ class _Job:
         self.copies = self.out / "notebooks"
         self._outputs: dict[str, dict[str, str]] = {}  # hashes on disk, by step, once read
 
-    def run(self, *, force: bool) -> dict[str, str]:
-        self.manifest = self._read_manifest()
-        self.versions = {name: _version(name) for name in VERSIONED}
-        self.package = _hash_package()
-        self.data = _fingerprint(self.config.data_path)
-        self.encoders = {
-            name: pack_digest(name, self.config.weights_dir)
-            for name in _encoders_of(self.config, self.selected)
-        }
+    def look(self, around: Mapping[str, object]) -> None:
+        """Read what the folder's notebooks were made of, and take what there is now."""
+        self.manifest = read_manifest(self.out)
+        self.around = dict(around)
+
+    def run(self, around: Mapping[str, object], *, force: bool) -> dict[str, str]:
+        self.look(around)
         results = {}
         for step in self.selected:
             number = f"{self.steps.index(step) + 1}/{len(self.steps)} {step.name:20}"
-            inputs = self._inputs(step)
-            reason = self._stale(step, inputs) or ("forced" if force else "")
+            inputs = self.inputs(step)
+            reason = self.stale(step, inputs) or ("forced" if force else "")
             results[step.name] = reason or "unchanged"
             if reason:
                 self._execute(step, inputs, number, reason)
@@ -269,30 +341,18 @@ class _Job:
         self._finish()
         return results
 
-    def _read_manifest(self) -> dict[str, dict]:
-        try:
-            return dict(read_json(self.out / "manifest.json")["notebooks"])
-        except FileNotFoundError:
-            return {}
-        except (ValueError, KeyError, TypeError):
-            # Somebody's edit: knowing nothing costs a rerun, guessing could cost a result.
-            print("manifest.json cannot be read; every notebook runs again.", flush=True)
-            return {}
-
-    def _inputs(self, step: Step) -> dict[str, object]:
-        given = dict(self.passed[step.name])
-        del given["work_dir"]  # a run folder may be moved, and goes on where it is
+    def inputs(self, step: Step) -> dict[str, object]:
+        """All that the notebook's result follows from."""
+        given = self.passed[step.name].items()
         return {
             "notebook": hash_code(self.source / f"{step.name}.ipynb"),
-            "package": self.package,
-            "parameters": given,
+            "parameters": {name: value for name, value in given if name not in PLACES},
             "upstream": sha256_json({name: self._hash_outputs(name) for name in step.upstream}),
-            "data": self.data,
-            "encoders": self.encoders if step.encoders else {},
-            "versions": self.versions,
+            "encoders": check_encoders(self.config, step, self.source),
+            **self.around,
         }
 
-    def _stale(self, step: Step, inputs: Mapping[str, object]) -> str:
+    def stale(self, step: Step, inputs: Mapping[str, object]) -> str:
         """Why a notebook must run; empty if it need not."""
         entry = self.manifest.get(step.name)
         if not entry:
@@ -309,7 +369,7 @@ class _Job:
         if name not in self._outputs:
             step = next(step for step in self.steps if step.name == name)
             hashes = {}
-            for folder in self._owned(step):
+            for folder in owned_folders(step, self.config.data_path):
                 files = hash_folder(self.out / folder)
                 if folder == DRAWN:  # hundreds of pictures: one line will do
                     hashes[f"{folder}/"] = sha256_json(files)
@@ -317,9 +377,6 @@ class _Job:
                     hashes |= {f"{folder}/{file}": digest for file, digest in files.items()}
             self._outputs[name] = hashes
         return self._outputs[name]
-
-    def _owned(self, step: Step) -> list[str]:
-        return [name for name in step.outputs if name != DRAWN or not self.config.data_path]
 
     def _execute(self, step: Step, inputs: dict[str, object], number: str, reason: str) -> None:
         self.copies.mkdir(exist_ok=True)
@@ -330,7 +387,7 @@ class _Job:
         for path in (done, partial, *sums):
             path.unlink(missing_ok=True)
         self.manifest.pop(step.name, None)
-        for folder in [self.out / name for name in self._owned(step)]:
+        for folder in [self.out / name for name in owned_folders(step, self.config.data_path)]:
             # A `data` folder that the kit did not draw is somebody's: never remove that.
             if folder.exists() and (folder.name != DRAWN or (folder / "phantom.json").is_file()):
                 _empty(folder, kept=step.kept)
@@ -359,7 +416,7 @@ class _Job:
 
     def _remove_temporary(self, step: Step) -> None:
         """Remove what a killed kernel left behind: the temporary names of atomic writes."""
-        for folder in self._owned(step):
+        for folder in owned_folders(step, self.config.data_path):
             left = [*self.out.glob(f".{folder}-*"), *(self.out / folder).rglob(".*")]
             for path in left:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -376,7 +433,7 @@ class _Job:
             "python": platform.python_version(),
             "platform": platform.platform(),
         }
-        write_json(self.out / "versions.json", system | self.versions)
+        write_json(self.out / "versions.json", system | self.around["versions"])
         scores = {step.name: self.out / step.name / "metrics.json" for step in self.steps}
         merged = {name: read_json(path) for name, path in scores.items() if path.is_file()}
         write_json(self.out / "metrics.json", merged)
@@ -404,6 +461,18 @@ class _Job:
         upstream = sha256_json({name: self._hash_outputs(name) for name in step.upstream})
         entry = self.manifest.get(step.name)
         return entry is not None and entry["inputs"]["upstream"] != upstream
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """What a run folder knows of its finished notebooks: inputs, seconds, outputs' hashes."""
+    try:
+        return dict(read_json(folder / "manifest.json")["notebooks"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        # Somebody's edit: knowing nothing costs a rerun, guessing could cost a result.
+        print("manifest.json cannot be read; every notebook runs again.", flush=True)
+        return {}
 
 
 def _empty(folder: Path, *, kept: str) -> None:
@@ -449,15 +518,15 @@ def _check_run_folder(job: _Job) -> None:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Make the run folder and hold its lock, so that two runs never share it."""
+def claim_folder(out: Path) -> Iterator[None]:
+    """Make a run's or a sweep's folder and hold its lock, so that two never share it."""
     lock = FileLock(out / ".lock", timeout=0)  # its holder's death frees it
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"{out}: another run is at work in this folder; choose another --out."
+            f"{out}: another run or sweep is at work in this folder; choose another --out."
         ) from None
     except OSError as error:
         raise RunError(
@@ -480,11 +549,6 @@ def _hash_package() -> str:
     """SHA-256 over the package's files: code and embedded weights."""
     files = hash_folder(Path(__file__).parent)
     return sha256_json({n: digest for n, digest in files.items() if "__pycache__" not in n})
-
-
-def _encoders_of(config: RunConfig, steps: Iterable[Step]) -> list[str]:
-    names = {config.prototype_encoder, config.text_encoder, config.backbone}
-    return sorted(names) if any(step.encoders for step in steps) else []
 
 
 def _fingerprint(data_path: str) -> str:
