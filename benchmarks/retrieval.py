@@ -45,6 +45,7 @@ from entrep.matching import (
     learn_says,
     learn_space,
     parts_of,
+    read_phrases,
     says_by_cosine,
 )
 from entrep.network import load_checkpoint, predict_logits, save_checkpoint
@@ -62,6 +63,7 @@ WITHOUT: dict[str, dict[str, object]] = {
     "phrase probe": {"phrase_probe": False},
     "same finding": {"finding_weight": 0.0},
     "hubness": {"hubness": "none"},
+    "splitting phrases": {"split_phrases": False},
 }
 WITH: dict[str, dict[str, object]] = {
     "inverted softmax": {"hubness": "inverted_softmax"},
@@ -161,9 +163,8 @@ def choose(
 
     phrases, shown = zip(*challenge.phrases, strict=True)
     right = relevant_pictures(shown, phrases, said)
-    matcher = choose_for_phrases(
-        matcher, parts, phrases, embed_phrases(phrases, embed), rows(right)
-    )
+    asking = read_phrases(phrases, embed, split=matcher.config.split_phrases)
+    matcher = choose_for_phrases(matcher, parts, asking, rows(right))
     queries, answers = zip(*challenge.pairs, strict=True)
     right = relevant_pictures(answers, [said[query] for query in queries], said)
     asked = np.array([row_of[query] for query in queries])
@@ -230,8 +231,9 @@ def ranks_of(study: Study, matcher: Matcher) -> dict[str, np.ndarray]:
         ranking = matcher.answer_pictures(queries, gallery, k=len(gallery))
         found["image"].append(first_right_rank(ranked_names(ranking), list(right.values())))
         fits = {query: set(a) for query, a in study.truth["text_answers"][part].items() if a}
-        embedded = embed_phrases(list(fits), study.embed, variants=config.phrase_variants)
-        ranking = matcher.answer_phrases(list(fits), embedded, gallery, k=len(gallery))
+        reading = {"variants": config.phrase_variants, "split": config.split_phrases}
+        phrases = read_phrases(list(fits), study.embed, **reading)
+        ranking = matcher.answer_phrases(phrases, gallery, k=len(gallery))
         found["text"].append(first_right_rank(ranked_names(ranking), list(fits.values())))
     return {kind: np.concatenate(ranks) for kind, ranks in found.items()}
 

@@ -92,3 +92,11 @@ def test_rows_that_are_not_finite_stop_the_fit(study):
     broken[3, 5] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
         adapter.fit_adapter(broken, texts, prompts, lessons, epochs=1)
+
+
+def test_where_nothing_is_known_the_encoder_stays_as_it_is():
+    rows = np.random.default_rng(0).normal(size=(7, WIDTH))
+    ids, classes = list("abcdefg"), np.arange(7)  # no two of a class, nothing said
+    lessons, _ = collect_lessons(ids, classes, SITE_OF, [""] * 7, [], [])
+    learned = adapter.fit_adapter(rows, None, None, lessons, epochs=1)
+    np.testing.assert_allclose(learned.move_pictures(rows), unit(rows))

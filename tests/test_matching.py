@@ -41,6 +41,11 @@ def matcher():
     )  # fmt: skip
 
 
+def whole(texts, rows):
+    """Phrases that join nothing."""
+    return matching.Phrases(tuple(texts), rows, tuple(row[None] for row in rows))
+
+
 def first(ranking):
     return [answers[0][0] for answers in ranking]
 
@@ -50,7 +55,7 @@ def test_plain_cosine_answers_with_the_nearest_and_never_with_itself(matcher):
     ranking = matcher.answer_pictures(np.array([0, 4]), gallery)
     assert first(ranking) == ["f", "c"]
     assert all("a" != name for name, _ in ranking[0])
-    assert first(matcher.answer_phrases(["x", "y"], np.eye(2), gallery)) == ["a", "c"]
+    assert first(matcher.answer_phrases(whole(["x", "y"], np.eye(2)), gallery)) == ["a", "c"]
 
 
 def test_copies_answer_only_if_asked(matcher):
@@ -80,7 +85,7 @@ def test_a_phrase_prefers_pictures_of_the_place_it_names(matcher):
     config = dataclasses.replace(PLAIN, named_class_weight=1.0)
     sure = dataclasses.replace(matcher, probs=probs, config=config)
     texts, asked = ["perforated left eardrum", "something"], np.array([[1.0, 0.0]] * 2)
-    assert first(sure.answer_phrases(texts, asked, np.arange(6))) == ["c", "a"]
+    assert first(sure.answer_phrases(whole(texts, asked), np.arange(6))) == ["c", "a"]
 
 
 def test_each_part_is_judged_by_an_adapter_that_never_saw_it(matcher):
@@ -170,7 +175,7 @@ def test_queries_are_asked_in_their_own_part_and_phrases_in_all(matcher):
     ]  # fmt: skip
     # b's only right answer is its copy, which may not answer.
     assert matching.ask_pictures(matcher, parts, np.array([1]), [{2}]) == []
-    found = matching.ask_phrases(matcher, parts, ["x"], np.eye(2)[:1], [{2, 4}])
+    found = matching.ask_phrases(matcher, parts, whole(["x"], np.eye(2)[:1]), [{2, 4}])
     assert [(one.ranked, one.relevant) for one in found] == [
         (["a", "b", "c"], {"c"}), (["d", "e"], {"e"})
     ]  # fmt: skip
@@ -186,13 +191,13 @@ def test_an_adapter_that_harms_is_not_chosen(matcher):
     queries, right = np.array([0, 4]), [{5}, {2}]
     chosen = matching.choose_for_pictures(harmed, parts, queries, right, (0.0, 1.0))
     assert first(chosen.answer_pictures(queries, np.arange(6), fold=0)) == ["f", "c"]
-    asked = (["y"], np.eye(2)[1:], [{2}])
+    asked = (whole(["y"], np.eye(2)[1:]), [{2}])
     assert matching.choose_for_phrases(harmed, parts, *asked).joint.strength == 0
     # Without anything to choose by: what is known to be safe.
     assert matching.choose_for_pictures(
         harmed, parts, np.array([], int), [], (0.0, 1.0)
     ).weights == (0.0, 1.0)
-    none = ([], np.empty((0, 2)), [])
+    none = (whole([], np.empty((0, 2))), [])
     assert matching.choose_for_phrases(harmed, parts, *none).joint.strength == 0
 
 
@@ -209,11 +214,10 @@ def test_several_spaces_and_all_steps_work_together(matcher):
     assert all(np.isfinite([value for _, value in answers]).all() for answers in ranking)
     order = np.array([3, 0, 5, 1, 4, 2])
     assert both.answer_pictures(gallery, order, k=6) == ranking  # the reading order is no matter
-    texts = ["a red left eardrum", "normal throat"]
-    assert both.answer_phrases(texts, np.eye(2), order) == both.answer_phrases(
-        texts, np.eye(2), gallery
-    )
-    one_to_one = both.answer_phrases(["x", "x"], np.eye(2)[[0, 0]], gallery, one_to_one=True)
+    asked = whole(["a red left eardrum", "normal throat"], np.eye(2))
+    assert both.answer_phrases(asked, order) == both.answer_phrases(asked, gallery)
+    twice = whole(["x", "x"], np.eye(2)[[0, 0]])
+    one_to_one = both.answer_phrases(twice, gallery, one_to_one=True)
     assert len(set(first(one_to_one))) == 2
 
 
@@ -241,3 +245,23 @@ def test_phrases_are_embedded_in_english_and_as_several_wordings():
     matching.embed_phrases(["Ear wax"], embed, variants=True)
     assert len(seen[1]) > 2 and seen[1][0] == "Ear wax"
     assert matching.embed_phrases([], embed).shape == (0, 2)
+
+
+def test_a_phrase_that_joins_findings_wants_them_all(matcher):
+    directions = {"red eardrum": [1.0, 0.0], "polyp": [0.0, 1.0]}
+
+    def embed(texts):
+        mean = [np.sum([d for t, d in directions.items() if t in text], axis=0) for text in texts]
+        return unit(np.array(mean))
+
+    texts = ["polyp", "red eardrum and a polyp"]
+    asked = matching.read_phrases(texts, embed)
+    assert [len(parts) for parts in asked.parts] == [1, 2]
+    np.testing.assert_allclose(asked.parts[1], np.eye(2), atol=1e-12)
+    assert [len(parts) for parts in matching.read_phrases(texts, embed, split=False).parts] == [
+        1,
+        1,
+    ]
+    assert asked.of([1]).texts == (texts[1],) and len(asked.of([1]).parts[0]) == 2
+    # The picture between both, at 60 degrees, is nearer to either than those at the ends.
+    assert first(matcher.answer_phrases(asked, np.arange(6))) == ["c", "e"]

@@ -117,6 +117,8 @@ def fit_adapter(
                         f"adapter: the loss is {loss.item()} in epoch {epoch}; look for rows of "
                         "the encoder that are not finite."
                     )
+                if not loss.requires_grad:
+                    continue  # nothing is known of this batch
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

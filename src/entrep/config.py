@@ -114,6 +114,7 @@ class RunConfig:
     finding_weight: float = 0.7  # share of how far what is said of two pictures agrees
     k_reciprocal_weight: float = 0.0  # share of how far two pictures' neighbours agree
     expansion: int = 0  # neighbours that a picture is moved towards
+    split_phrases: bool = True  # ask for each finding that a phrase joins, too
     phrase_variants: bool = False  # average over several wordings of a phrase
     one_to_one: bool = False  # no two phrases of a list share their first answer
 

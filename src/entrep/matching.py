@@ -20,7 +20,14 @@ from entrep.artifacts import keep_arrays, sha256_json
 from entrep.config import RunConfig
 from entrep.lessons import SAME_WORDS, Lessons, soft_phrases
 from entrep.phrase_probe import PhraseProbe, fit_probe
-from entrep.phrases import fine_prior, log_evidence, phrase_variants, to_english
+from entrep.phrases import (
+    combine_parts,
+    fine_prior,
+    log_evidence,
+    phrase_variants,
+    split_findings,
+    to_english,
+)
 from entrep.ranking_metrics import mrr
 from entrep.rerank import (
     average_spaces,
@@ -202,6 +209,52 @@ def embed_phrases(
 
 
 @dataclass(frozen=True)
+class Phrases:
+    """Phrases that ask, with their embeddings and those of the findings that they join.
+
+    Attributes:
+        texts: Q phrases, to the letter.
+        rows: (Q, D).
+        parts: Q arrays (P, D) of the findings that each joins; (1, D), the whole, where it is one.
+    """
+
+    texts: tuple[str, ...]
+    rows: np.ndarray
+    parts: tuple[np.ndarray, ...]
+
+    def of(self, places: Sequence[int]) -> Phrases:
+        """Some of them."""
+        texts, parts = (tuple(each[place] for place in places) for each in (self.texts, self.parts))
+        return Phrases(texts, self.rows[list(places)], parts)
+
+
+def read_phrases(
+    texts: Sequence[str],
+    embed: Callable[[list[str]], np.ndarray],
+    *,
+    variants: bool = False,
+    split: bool = True,
+) -> Phrases:
+    """Embed phrases that ask, and the findings that they join.
+
+    Args:
+        texts: Q phrases in English or Vietnamese, to the letter.
+        embed: see `embed_phrases`.
+        variants: see `embed_phrases`.
+        split: whether a phrase may join several findings, see `phrases.split_findings`.
+    """
+    groups = [split_findings(text) if split else [text] for text in texts]
+    said = [text for group in groups if len(group) > 1 for text in group]
+    both = embed_phrases([*texts, *said], embed, variants=variants)
+    rows, below = both[: len(texts)], iter(both[len(texts) :])
+    parts = tuple(
+        row[None] if len(group) == 1 else np.stack([next(below) for _ in group])
+        for row, group in zip(rows, groups, strict=True)
+    )
+    return Phrases(tuple(texts), rows, parts)
+
+
+@dataclass(frozen=True)
 class Matcher:
     """Answers pictures and phrases with pictures of a gallery.
 
@@ -261,8 +314,7 @@ class Matcher:
 
     def answer_phrases(
         self,
-        texts: Sequence[str],
-        embeddings: np.ndarray,
+        phrases: Phrases,
         gallery: np.ndarray,
         *,
         fold: int = -1,
@@ -272,20 +324,31 @@ class Matcher:
         """Rank the gallery for each phrase.
 
         Args:
-            texts: Q phrases, whose words may name a site, a side or a state.
-            embeddings: (Q, D) of them, see `embed_phrases`.
+            phrases: whose words may name a site, a side or a state.
             gallery: (G,) rows.
             fold: that all these pictures are of, -1 outside development.
             k: answers to keep.
             one_to_one: no two phrases share their first answer, see `rank_one_to_one`.
         """
+        similarity = self._to_pictures(phrases.rows, gallery, fold)
+        for place, parts in enumerate(phrases.parts):
+            if len(parts) > 1:
+                below = self._to_pictures(parts, gallery, fold)
+                similarity[place] = combine_parts(similarity[place], below)
+        if self.config.named_class_weight:
+            prior = np.stack([fine_prior(text) for text in phrases.texts])
+            evidence = log_evidence(prior, self.probs[gallery])
+            similarity = similarity + self.config.named_class_weight * evidence
+        rank = rank_one_to_one if one_to_one else rank_similarities
+        return rank(similarity, self.image_ids[gallery].tolist(), k=k)
+
+    def _to_pictures(self, rows: np.ndarray, gallery: np.ndarray, fold: int) -> np.ndarray:
+        """(Q, G) similarities of embedded phrases, before what their words name is weighed."""
         config, found = self.config, []
         for judge in self.joint.judges(fold):
             seen = self.joint.pictures(gallery, judge)
-            asked = self.joint.phrases(embeddings, judge)
             known = self.joint.phrases(self.joint.texts, judge)
-            similarity = asked @ seen.T
-            bank = known @ seen.T
+            similarity, bank = self.joint.phrases(rows, judge) @ seen.T, known @ seen.T
             if len(known) and config.hubness == "csls":
                 similarity = csls(similarity, bank)
             elif len(known) and config.hubness == "inverted_softmax":
@@ -293,16 +356,10 @@ class Matcher:
             found.append(similarity)
         similarity = np.mean(found, axis=0)
         if config.finding_weight and self.says.size:
-            means = phrase_distribution(embeddings @ self.joint.texts.T, SAME_WORDS)
-            similarity = prefer_same_finding(
-                similarity, means, self.says[gallery], weight=config.finding_weight
-            )
-        if config.named_class_weight:
-            prior = np.stack([fine_prior(text) for text in texts])
-            evidence = log_evidence(prior, self.probs[gallery])
-            similarity = similarity + config.named_class_weight * evidence
-        rank = rank_one_to_one if one_to_one else rank_similarities
-        return rank(similarity, self.image_ids[gallery].tolist(), k=k)
+            means = phrase_distribution(rows @ self.joint.texts.T, SAME_WORDS)
+            says = self.says[gallery]
+            similarity = prefer_same_finding(similarity, means, says, weight=config.finding_weight)
+        return similarity
 
     def may_answer(self, query: int, row: int) -> bool:
         """Whether a picture may answer another one, as `config.copies` has it."""
@@ -398,8 +455,7 @@ def ask_pictures(
 def ask_phrases(
     matcher: Matcher,
     parts: Sequence[tuple[int, np.ndarray]],
-    texts: Sequence[str],
-    embeddings: np.ndarray,
+    phrases: Phrases,
     relevant: Sequence[set[int]],
 ) -> list[Asked]:
     """Put each phrase to every part that holds a right answer.
@@ -407,8 +463,7 @@ def ask_phrases(
     Args:
         matcher: that answers.
         parts: from `parts_of`.
-        texts: Q phrases.
-        embeddings: (Q, D) of them.
+        phrases: Q of them.
         relevant: of each phrase the rows of all right answers.
     """
     found = []
@@ -416,10 +471,8 @@ def ask_phrases(
         inside = set(gallery.tolist())
         asked = [place for place, right in enumerate(relevant) if right & inside]
         if asked:
-            chosen = [texts[place] for place in asked]
-            answers = matcher.answer_phrases(
-                chosen, embeddings[asked], gallery, fold=fold, k=len(gallery)
-            )
+            chosen = phrases.of(asked)
+            answers = matcher.answer_phrases(chosen, gallery, fold=fold, k=len(gallery))
             found += _judged(matcher, asked, answers, relevant, inside)
     return found
 
@@ -493,8 +546,7 @@ def choose_for_pictures(
 def choose_for_phrases(
     matcher: Matcher,
     parts: Sequence[tuple[int, np.ndarray]],
-    texts: Sequence[str],
-    embeddings: np.ndarray,
+    phrases: Phrases,
     relevant: Sequence[set[int]],
 ) -> Matcher:
     """The matcher with that strength of its joint space that answers known phrases best.
@@ -504,7 +556,7 @@ def choose_for_phrases(
     scores: list[tuple[float, Matcher]] = []
     for strength in STRENGTHS:
         tried = replace(matcher, joint=replace(matcher.joint, strength=strength))
-        asked = ask_phrases(tried, parts, texts, embeddings, relevant)
+        asked = ask_phrases(tried, parts, phrases, relevant)
         scores.append((round(mrr(*rankings_of(asked)), 6) if asked else -strength, tried))
     return max(scores, key=lambda scored: scored[0])[1]
 
