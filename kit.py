@@ -25,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
+# Options of pytest: files of tests side by side; `-n 0` behind them runs one after the other.
+SPREAD = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 DISK_GB = 8  # what an installation takes, PyTorch's GPU libraries on Linux included
 MARK = ".entrep-kit"  # file in the environment: UNFINISHED, or the stamp of what it holds
 MADE = ".entrep-kit-made"  # file in an environment of our own making; others are never cleared
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
         os.chdir(ROOT)  # where the tests and pytest's settings are
     module = {
         "run": ["entrep", "run"],
-        "test": ["pytest"],
+        "test": ["pytest", *SPREAD],
         "notebooks": ["jupyter", "lab", str(ROOT / "notebooks")],
     }[command]
     return hand_over([str(python), "-m", *module, *rest])

@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+_SHARED = "PYTEST_XDIST_WORKER" in os.environ
+if _SHARED:  # each worker has one core; read when torch is imported, and by kernels
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_gpu = pytest.mark.skip(reason="runs where PyTorch sees a GPU")
     for item in items:
         if "gpu" in item.keywords and not _has_gpu():
             item.add_marker(skip_gpu)
-    # Quick answers first: the whole notebooks go last.
-    items.sort(key=lambda item: item.path.name == "test_notebooks.py")
+    # Quick answers first; where other workers give those, the longest file starts at once.
+    items.sort(key=lambda item: (item.path.name == "test_notebooks.py") != _SHARED)
 
 
 def _has_gpu() -> bool:

@@ -168,6 +168,19 @@ def test_models_verify_checks_a_shipped_pack(capsys):
     assert "all as packed" in capsys.readouterr().out
 
 
+def test_phrases_on_real_pictures_are_answered_and_called_not_meaningful(
+    real_sample, tmp_path, capsys
+):
+    index = str(tmp_path / "index")
+    assert cli.main(["index", str(real_sample), "--out", index, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    for phrase in ("Ear wax", "polyp in the left nasal cavity", "thủng màng nhĩ"):
+        assert cli.main(["search", index, "--text", phrase, "-k", "3"]) == 0
+        found = capsys.readouterr()
+        assert len(found.out.splitlines()) == 3
+        assert "only seen drawn pictures" in found.err and "not meaningful" in found.err
+
+
 def test_own_pictures_are_indexed_and_searched(tmp_path, capsys):
     from entrep.phantom import draw_dataset
 
