@@ -56,6 +56,7 @@ LAYERS = (
     ("sweep_spec", "sweep", "sweep_node"),
     ("sweep_table",),
     ("sweep_run", "compare", "sweep_plots", "tracking"),
+    ("cli_kaggle",),
     ("cli",),
     ("__main__",),
 )
