@@ -62,7 +62,6 @@ WITHOUT: dict[str, dict[str, object]] = {
     "named class": {"named_class_weight": 0.0},
     "phrase probe": {"phrase_probe": False},
     "same finding": {"finding_weight": 0.0},
-    "hubness": {"hubness": "none"},
     "splitting phrases": {"split_phrases": False},
 }
 WITH: dict[str, dict[str, object]] = {
@@ -80,7 +79,7 @@ class Study:
 
     challenge: Challenge
     matcher: Matcher
-    coarse: Space
+    coarse: Matcher  # sees pictures at the joint encoder's own size only
     embed: Callable[[list[str]], np.ndarray]
     truth: dict
 
@@ -131,18 +130,23 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
         sentences, np.repeat(np.arange(len(CLASS_NAMES)), len(prompts[0]))
     )
     image_rows = embed_pictures(load_encoder("demo-dino"), *files, cache=cache, **shared).matrix
-    learning = {"epochs": config.adapter_epochs, "seed": seed}
-    coarse, joint = (Space(seen, embed_phrases(texts, embed), prompts) for seen in rows)
-    spaces = (joint, Space(image_rows))
-    spaces = tuple(learn_space(space, lessons, fold, **learning) for space in spaces)
     prepared = cached_pixels(cache, *files, config.image_size, **shared)
     probs = class_probs(folder, prepared, target, fold, config)
     print(f"seed {seed}: {(fold >= 0).sum()} pictures, {len(texts)} phrases known", flush=True)
     near = duplicate_groups(root, pictures, examinations=False)
-    sha256 = pictures["sha256"].to_numpy()
-    says = learn_says(joint, lessons, fold)
-    matcher = Matcher(names, sha256, near, probs, spaces, (0.5, 0.5), spaces[0], says, config)
-    matcher = choose(matcher, challenge, fold, embed)
+    about = names, pictures["sha256"].to_numpy(), near, probs
+    texts = embed_phrases(texts, embed)
+
+    def learn(seen: np.ndarray) -> Matcher:
+        spaces = tuple(
+            learn_space(space, lessons, fold, epochs=config.adapter_epochs, seed=seed)
+            for space in (Space(seen, texts, prompts), Space(image_rows))
+        )
+        says = learn_says(spaces[0], lessons, fold)
+        matcher = Matcher(*about, spaces, (0.5, 0.5), spaces[0], says, config)
+        return choose(matcher, challenge, fold, embed)
+
+    coarse, matcher = map(learn, rows)
     return Study(challenge, matcher, coarse, embed, read_json(root / "truth.json"))
 
 
@@ -247,16 +251,8 @@ def report(studies: list[Study], config: RunConfig) -> None:
     def measured(**changes: object) -> dict[str, list[np.ndarray]]:
         return gathered([ranks_of(study, changed(study.matcher, **changes)) for study in studies])
 
-    def as_frozen(study: Study) -> Matcher:
-        plain = ladder(study.matcher)["plain cosine"]
-        return dataclasses.replace(plain, spaces=(study.coarse,), joint=study.coarse)
-
-    def one_scale(study: Study) -> Matcher:
-        spaces = (study.coarse, dataclasses.replace(study.matcher.spaces[1], adapters=()))
-        return dataclasses.replace(study.matcher, spaces=spaces, joint=study.coarse)
-
-    plain = gathered([ranks_of(study, as_frozen(study)) for study in studies])
-    single = gathered([ranks_of(study, one_scale(study)) for study in studies])
+    plain = gathered([ranks_of(one, ladder(one.coarse)["plain cosine"]) for one in studies])
+    single = gathered([ranks_of(study, study.coarse) for study in studies])
     ours = measured()
     phrases = [len(study.matcher.joint.texts) for study in studies]
     rng = np.random.default_rng(0)
@@ -285,7 +281,7 @@ def report(studies: list[Study], config: RunConfig) -> None:
     earns = {}
     variants = {f"without {k}": v for k, v in WITHOUT.items()}
     variants |= {f"with {k}": v for k, v in WITH.items()}
-    tables = {"without adapters and fine scale": single}
+    tables = {"without twice the size": single}
     for name, changes in variants.items():
         if any(getattr(config, key) != value for key, value in changes.items()):
             tables[name] = measured(**changes)

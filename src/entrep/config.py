@@ -108,7 +108,7 @@ class RunConfig:
     adapter_epochs: int = 60  # of the correction of the joint space; 0: as the encoder has it
     same_class_weight: float = 0.1  # how much a picture of the query's class is preferred
     named_class_weight: float = 0.1  # how much the site and side that a phrase names count
-    hubness: str = "csls"  # take off what is near to all phrases: csls, inverted_softmax, none
+    hubness: str = "none"  # take off what is near to all phrases: csls, inverted_softmax, none
     fine_scale: bool = True  # see pictures at the joint encoder's size and at twice that
     phrase_probe: bool = True  # learn which known phrases describe a picture; False: by cosine
     finding_weight: float = 0.7  # share of how far what is said of two pictures agrees
