@@ -63,7 +63,7 @@ def fit_probe(rows: np.ndarray, described: np.ndarray) -> PhraseProbe:
     scaler, pca = StandardScaler(), PCA(svd_solver="full")
     seen = pca.fit_transform(scaler.fit_transform(rows[np.unique(row)]))
     place = np.searchsorted(np.unique(row), row)
-    found = LogisticRegression(C=PENALTY, max_iter=500)
+    found = LogisticRegression(C=PENALTY, max_iter=5000)
     found.fit(seen[place], phrase, sample_weight=described[row, phrase])
     slopes, offsets = one_a_class(found)
     slopes = slopes @ pca.components_ / scaler.scale_
