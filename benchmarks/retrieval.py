@@ -62,7 +62,6 @@ WITHOUT: dict[str, dict[str, object]] = {
     "named class": {"named_class_weight": 0.0},
     "phrase probe": {"phrase_probe": False},
     "same finding": {"finding_weight": 0.0},
-    "splitting phrases": {"split_phrases": False},
 }
 WITH: dict[str, dict[str, object]] = {
     "inverted softmax": {"hubness": "inverted_softmax"},
@@ -70,6 +69,7 @@ WITH: dict[str, dict[str, object]] = {
     "k-reciprocal": {"k_reciprocal_weight": 0.3},
     "query expansion": {"expansion": 3},
     "phrase variants": {"phrase_variants": True},
+    "no phrase split": {"split_phrases": False},  # a drawing shows one finding
 }
 
 
