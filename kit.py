@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
 # Options of pytest: files of tests side by side; `-n 0` behind them runs one after the other.
-SPREAD = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+SPREAD = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 DISK_GB = 8  # what an installation takes, PyTorch's GPU libraries on Linux included
 MARK = ".entrep-kit"  # file in the environment: UNFINISHED, or the stamp of what it holds
 MADE = ".entrep-kit-made"  # file in an environment of our own making; others are never cleared

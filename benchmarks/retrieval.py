@@ -5,7 +5,8 @@
 Each seed draws a data set of its own in the challenge's layout. Findings vary independently of
 the site's side and of all nuisance; a query has several right answers: pictures of the same class
 with the same finding, and for a phrase all pictures that it fits. Answers are looked for in the
-two test galleries; whether they are right is read from `truth.json`, which nothing else reads.
+two test galleries, less what is a copy or of an examination of a training picture; whether they
+are right is read from `truth.json`, which nothing else reads.
 Class probabilities come from one network, trained on two thirds of the training pictures and
 calibrated on the rest. Spaces are adapted on the training pictures with their descriptions.
 
@@ -81,6 +82,7 @@ class Study:
     matcher: Matcher
     coarse: Matcher  # sees pictures at the joint encoder's own size only
     embed: Callable[[list[str]], np.ndarray]
+    unseen: np.ndarray  # (N,) bool: no copy or picture of an examination that was learned from
     truth: dict
 
 
@@ -147,7 +149,8 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
         return choose(matcher, challenge, fold, embed)
 
     coarse, matcher = map(learn, rows)
-    return Study(challenge, matcher, coarse, embed, read_json(root / "truth.json"))
+    unseen = ~np.isin(groups, np.asarray(groups)[fold >= 0])
+    return Study(challenge, matcher, coarse, embed, unseen, read_json(root / "truth.json"))
 
 
 def choose(
@@ -224,17 +227,18 @@ def ranks_of(study: Study, matcher: Matcher) -> dict[str, np.ndarray]:
     config = matcher.config
     source, found = study.challenge.pictures["source"].to_numpy(), {"image": [], "text": []}
     for part in ("public", "private"):
-        gallery = np.flatnonzero(source == part)
+        gallery = np.flatnonzero((source == part) & study.unseen)
         names = matcher.image_ids[gallery].tolist()
         row_of = dict(zip(names, gallery, strict=True))
         copies = copies_of(names, matcher.sha256[gallery].tolist())
-        answers = study.truth["image_answers"][part]
-        right = {query: set(shown) - copies[query] for query, shown in answers.items()}
+        answers = study.truth["image_answers"][part].items()
+        right = {q: {*shown} & {*names} - copies[q] for q, shown in answers if q in row_of}
         right = {query: shown for query, shown in right.items() if shown}
         queries = np.array([row_of[query] for query in right])
         ranking = matcher.answer_pictures(queries, gallery, k=len(gallery))
         found["image"].append(first_right_rank(ranked_names(ranking), list(right.values())))
-        fits = {query: set(a) for query, a in study.truth["text_answers"][part].items() if a}
+        fits = {q: {*shown} & {*names} for q, shown in study.truth["text_answers"][part].items()}
+        fits = {query: shown for query, shown in fits.items() if shown}
         reading = {"variants": config.phrase_variants, "split": config.split_phrases}
         phrases = read_phrases(list(fits), study.embed, **reading)
         ranking = matcher.answer_phrases(phrases, gallery, k=len(gallery))
