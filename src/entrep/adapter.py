@@ -117,8 +117,6 @@ def fit_adapter(
                         f"adapter: the loss is {loss.item()} in epoch {epoch}; look for rows of "
                         "the encoder that are not finite."
                     )
-                if not loss.requires_grad:
-                    continue  # nothing is known of this batch
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -141,7 +139,7 @@ class _Targets:
     ) -> Tensor:
         """Mean cross-entropies of the four questions; one that nothing is known of counts 0."""
         described, classes = self.described[batch], self.class_index[batch]
-        loss = scaled.new_zeros(())
+        loss = 0.0 * scaled.sum()  # of a batch that nothing is known of
         if len(named):
             loss = functional.cross_entropy(scaled @ named.T, classes)
         if len(said) and described.any():
