@@ -265,3 +265,13 @@ def test_a_phrase_that_joins_findings_wants_them_all(matcher):
     assert asked.of([1]).texts == (texts[1],) and len(asked.of([1]).parts[0]) == 2
     # The picture between both, at 60 degrees, is nearer to either than those at the ends.
     assert first(matcher.answer_phrases(asked, np.arange(6))) == ["c", "e"]
+
+
+def test_a_whitened_space_varies_alike_in_all_directions_and_keeps_its_phrases_apart(matcher):
+    rows = np.random.default_rng(0).normal(size=(50, 4)) @ np.diag([9.0, 3.0, 1.0, 0.1])
+    known = np.arange(50) < 40
+    found = matching.whiten(matching.Space(rows), known, dims=3)
+    np.testing.assert_allclose(np.cov(found.rows[known].T), np.eye(3), atol=1e-9)
+    assert matching.whiten(matching.Space(rows), known, dims=99).rows.shape == (50, 4)
+    with pytest.raises(ValueError, match="meet its phrases"):
+        matching.whiten(matcher.joint, known[:6], dims=2)

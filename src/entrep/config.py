@@ -111,6 +111,7 @@ class RunConfig:
     hubness: str = "none"  # take off what is near to all phrases: csls, inverted_softmax, none
     fine_scale: bool = True  # see pictures at the joint encoder's size and at twice that
     phrase_probe: bool = True  # learn which known phrases describe a picture; False: by cosine
+    whiten_dims: int = 0  # directions kept of a whitened image-only space; 0: as it is
     finding_weight: float = 0.7  # share of how far what is said of two pictures agrees
     k_reciprocal_weight: float = 0.0  # share of how far two pictures' neighbours agree
     expansion: int = 0  # neighbours that a picture is moved towards
@@ -209,6 +210,7 @@ def _check(config: RunConfig) -> None:
         "same_class_weight": (0.0, 100.0),
         "named_class_weight": (0.0, 100.0),
         "finding_weight": (0.0, 1.0),
+        "whiten_dims": (0, 100_000),
         "k_reciprocal_weight": (0.0, 1.0),
         "expansion": (0, 1000),
         "coverage": (0.5, 0.999),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from sklearn.decomposition import PCA
 
 from entrep.adapter import Adapter, fit_adapter
 from entrep.artifacts import keep_arrays, sha256_json
@@ -141,6 +142,24 @@ def _forget(kept: Path | None, count: int) -> None:
         places = {_place(kept, number) for number in range(count)}
         for path in {*kept.parent.glob(f"{kept.name}*")} - places:
             path.unlink()
+
+
+def whiten(space: Space, known: np.ndarray, dims: int) -> Space:
+    """An image-only space with rows whose directions vary alike (PCA whitening).
+
+    Args:
+        space: with its N pictures.
+        known: (N,) bool, the pictures that it is fitted on; no label is read.
+        dims: directions to keep, at most as many as there are or as pictures to fit on.
+
+    Raises:
+        ValueError: for a joint space, whose pictures would not meet their phrases any more.
+    """
+    if space.texts is not None:
+        raise ValueError("whiten: a joint space's pictures have to meet its phrases; leave it.")
+    dims = min(dims, int(known.sum()), space.rows.shape[1])
+    pca = PCA(dims, whiten=True, svd_solver="full").fit(space.rows[known])
+    return replace(space, rows=pca.transform(space.rows))
 
 
 def says_by_cosine(space: Space) -> np.ndarray:
