@@ -34,7 +34,7 @@ LAYERS = (
     ("encoders", "decode", "augment", "ranking_metrics"),
     ("embed", "packs", "network", "appearance"),
     ("probe", "attribution", "archive"),
-    ("training",),
+    ("training", "bulk"),
     (
         "adapter",
         "phrase_probe",
@@ -55,7 +55,7 @@ LAYERS = (
     ("kaggle_push",),
     ("sweep_spec", "sweep", "sweep_node"),
     ("sweep_table",),
-    ("sweep_run", "compare", "sweep_plots", "tracking"),
+    ("sweep_run", "compare", "sweep_plots", "tracking", "cluster"),
     ("cli",),
     ("__main__",),
 )
