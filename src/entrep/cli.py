@@ -81,7 +81,8 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.mlflow:
         find_mlflow()
     if options.ray:
-        from entrep.cluster import find_ray, ray_tasks
+        from entrep.ray_cluster import find_ray
+        from entrep.ray_sweep import ray_tasks
 
         find_ray()
     pairs = [split_pair(pair) for pair in options.parameters]
@@ -202,7 +203,7 @@ def _embed(options: argparse.Namespace) -> int:
 
     encoders = nullcontext(ShardEncoder)
     if options.ray:
-        from entrep.cluster import ray_encoders
+        from entrep.ray_embed import ray_encoders
 
         encoders = ray_encoders(options.ray, options.jobs)
     with encoders as start:
