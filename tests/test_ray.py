@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,11 @@ from entrep.bulk import Settings, ShardEncoder, embed_folder
 from entrep.embed import embed_pictures
 from entrep.encoders import load_encoder
 from entrep.index import open_index
-from entrep.ray_cluster import open_ray
+from entrep.ray_cluster import find_ray, open_ray
 from entrep.ray_embed import RayEncoders
-from entrep.ray_sweep import RayTasks, ray_tasks
+from entrep.ray_sweep import RayTasks
 from entrep.runner import Step
 from entrep.sweep import make_plan
-from entrep.sweep_node import LocalProcesses
-from entrep.sweep_run import open_sweep, run_sweep
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="runs where Ray is installed: entrep[ray]"
@@ -46,16 +44,17 @@ write_json(folder / 'metrics.json', {{'heldout': {{'accuracy': (epochs + seed) /
 
 
 @pytest.fixture(scope="module")
-def address():
-    """Of a cluster of two nodes with a CPU each, for all tests here."""
+def ray():
+    """Joined to a cluster of two nodes with a CPU each, once for all tests here."""
     pytest.importorskip("ray", reason="runs where Ray is installed: entrep[ray]")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    find_ray()
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    yield cluster.address
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
+    with open_ray(cluster.address, 0) as joined:
+        yield joined
     cluster.shutdown()
 
 
@@ -84,24 +83,21 @@ def notebooks(tmp_path: Path) -> Path:
     return folder
 
 
-def table_of(plan) -> pd.DataFrame:
+def table_of(out: Path) -> pd.DataFrame:
     """The sweep's table without what two runs differ in: time and memory."""
-    table = pd.read_parquet(plan.out / "table.parquet")
+    table = pd.read_parquet(out / "table.parquet")
     cost = [name for name in table.columns if "seconds" in name or name == "peak_gb"]
     return table.drop(columns=cost)
 
 
 @needs_ray
-def test_a_sweep_on_ray_whose_worker_is_killed_gives_the_same_table(address, notebooks, tmp_path):
-    def plan_in(out: str):
-        return make_plan(
-            {"epochs": (1, 2), "seed": (0,)}, tmp_path / out, notebooks=notebooks, steps=STEPS
-        )
-
-    plan = plan_in("here")
-    with open_sweep(plan), LocalProcesses(2) as processes:
-        assert run_sweep(plan, processes.submit, jobs=2) == ["", ""]
-    expected = table_of(plan)
+def test_a_sweep_on_ray_whose_workers_are_killed_gives_the_same_table(
+    ray, notebooks, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(make_plan.__kwdefaults__, "steps", STEPS)
+    monkeypatch.setattr("entrep.ray_sweep.open_ray", lambda *_: nullcontext(ray))
+    command = ["sweep", "-p", "epochs=1,2", "--notebooks", str(notebooks), "--threads", "1"]
+    assert cli.main([*command, "--out", str(tmp_path / "here")]) == 0
 
     (tmp_path / "waits").touch()
     killed = []
@@ -109,18 +105,18 @@ def test_a_sweep_on_ray_whose_worker_is_killed_gives_the_same_table(address, not
     def kill():
         while not (tmp_path / "waited").exists():
             time.sleep(0.05)
-        while not killed or killed[-1] > 1:  # the one that is left is the one that waits
+        while not killed or killed[-1] != 1:  # the one that waits is the last
             killed.append(kill_worker("run_on_worker"))
             time.sleep(0.2)
 
     thread = threading.Thread(target=kill, daemon=True)
-    plan = plan_in("ray")
-    with open_sweep(plan), ray_tasks(address, plan, jobs=2) as tasks:
-        thread.start()
-        assert run_sweep(plan, tasks.submit, jobs=2) == ["", ""]
+    thread.start()
+    assert cli.main([*command, "--out", str(tmp_path / "ray"), "--ray", "auto"]) == 0
+    thread.join()
     assert killed[-1] == 1
-    pd.testing.assert_frame_equal(table_of(plan), expected)
-    assert (pd.read_parquet(plan.out / "table.parquet")["peak_gb"] > 0).all()
+    found, expected = (table_of(tmp_path / out) for out in ("ray", "here"))
+    pd.testing.assert_frame_equal(found, expected)
+    assert (pd.read_parquet(tmp_path / "ray" / "table.parquet")["peak_gb"] > 0).all()
 
 
 class FakeRay:
@@ -269,7 +265,7 @@ def test_an_index_of_another_folder_is_refused(pictures, alone, tmp_path):
 
 @needs_ray
 def test_embedding_on_ray_whose_worker_is_killed_gives_the_same_bytes(
-    address, pictures, alone, tmp_path
+    ray, pictures, alone, tmp_path
 ):
     class Killing(RayEncoders):
         """Loses a worker after the second shard."""
@@ -280,21 +276,18 @@ def test_embedding_on_ray_whose_worker_is_killed_gives_the_same_bytes(
                     assert kill_worker("ShardEncoder") == 2
                 yield shard
 
-    with open_ray(address, 0) as ray:
-        report = embed_folder(
-            pictures,
-            tmp_path / "out",
-            shard_size=16,
-            start=lambda settings: Killing(ray, settings),
-            progress=False,
-        )
+    options = {"shard_size": 16, "progress": False}
+    report = embed_folder(
+        pictures, tmp_path / "out", start=lambda settings: Killing(ray, settings), **options
+    )
     assert report.added == 200 and list(report.skipped) == ["120-broken.png"]
     assert segments(tmp_path / "out") == segments(alone)
 
 
 @needs_ray
-def test_an_error_on_a_worker_is_told_plainly(address, pictures, tmp_path, capsys):
-    place = ["--out", str(tmp_path / "out"), "--ray", address]
+def test_an_error_on_a_worker_is_told_plainly(ray, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("entrep.ray_embed.open_ray", lambda *_: nullcontext(ray))
+    place = ["--out", str(tmp_path / "out"), "--ray", "auto", "--jobs", "1"]
     assert cli.main(["embed", str(pictures), *place, "--encoder", "biomedclip"]) == 1
     told = capsys.readouterr().err
     assert told.startswith("entrep: error: embedding on Ray failed (") and "biomedclip" in told
