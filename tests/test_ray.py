@@ -1,4 +1,4 @@
-"""Sweeps and bulk embedding on Ray: a cluster of two workers, one of which is killed on the way."""
+"""Sweeps and bulk embedding on a local Ray of two workers, which are killed on the way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from entrep.bulk import Settings, ShardEncoder, embed_folder
 from entrep.embed import embed_pictures
 from entrep.encoders import load_encoder
 from entrep.index import open_index
-from entrep.ray_cluster import find_ray, open_ray
+from entrep.ray_cluster import open_ray
 from entrep.ray_embed import RayEncoders
 from entrep.ray_sweep import RayTasks
 from entrep.runner import Step
@@ -45,17 +45,10 @@ write_json(folder / 'metrics.json', {{'heldout': {{'accuracy': (epochs + seed) /
 
 @pytest.fixture(scope="module")
 def ray():
-    """Joined to a cluster of two nodes with a CPU each, once for all tests here."""
+    """A local Ray of two workers, once for all tests here."""
     pytest.importorskip("ray", reason="runs where Ray is installed: entrep[ray]")
-    find_ray()
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add_node(**node)
-    with open_ray(cluster.address, 0) as joined:
-        yield joined
-    cluster.shutdown()
+    with open_ray("local", 2) as started:
+        yield started
 
 
 def kill_worker(name: str) -> int:
