@@ -217,6 +217,7 @@ def _add_missing(
     cut = (names[start : start + shard_size] for start in range(0, len(names), shard_size))
     shards = [missing for shard in cut if (missing := [n for n in shard if n not in known])]
     index.unfinished = sum(map(len, shards))
+    approximate = index.approximate
     label = f"embed ({index.recipe.encoder})"
     with tqdm(
         total=index.unfinished, desc=label, unit="picture", disable=None if progress else True
@@ -231,6 +232,9 @@ def _add_missing(
             report.added += len(shard.names)
             bar.update(len(asked))
     report.embedded = report.added
+    report.dropped = index.approximate is not approximate
+    if shards and len(index):
+        commit(index)  # where the last shards held no readable picture
 
 
 def _add(index: Index, shard: Shard) -> None:
