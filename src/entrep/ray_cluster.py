@@ -111,5 +111,6 @@ def _no_ray(address: str, error: Exception) -> str:
     return (
         f"--ray {address}: no Ray answers there ({first}). Start one with 'ray start --head' "
         "(and 'ray start --address HOST:PORT' on the others), or take --ray local, which does "
-        "it for this command."
+        "it for this command. To a cluster that asks for a token, Ray sends it only where "
+        "RAY_AUTH_MODE=token is set."
     )
