@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -41,15 +42,20 @@ def unit_vectors(rows: int, width: int, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def write_index(folder: Path, rows: int, width: int) -> None:
-    """An index as a build leaves it."""
+def write_index(
+    folder: Path,
+    rows: int,
+    width: int,
+    draw: Callable[[int, int, int], np.ndarray] = unit_vectors,
+) -> None:
+    """An index as a build leaves it; `draw` gives vectors of so many rows, a width and a seed."""
     recipe = Recipe("random", "fp32", "0" * 64, "0" * 64, True, "")
     index = Index(folder, recipe, "/pictures", "fp16", width)
     for start in range(0, rows, SEGMENT_ROWS):
         count = min(SEGMENT_ROWS, rows - start)
         names = [f"patient{n // 50:06}/examination/{n:08}.png" for n in range(start, start + count)]
         digests = [f"{n:064x}" for n in range(start, start + count)]
-        vectors = unit_vectors(count, width, start)
+        vectors = draw(count, width, start)
         index.segments += (write_segment(index, names, digests, vectors),)
     commit(index)
 

@@ -25,6 +25,7 @@ LAYERS = (
         "unplugged",
         "namespace",
         "comparison",
+        "ray_cluster",
     ),
     # the folder's parts; the endoscope's view; phrases read; search in an index
     ("layout", "scope", "disc", "sources", "phrases", "exact", "search_page"),
@@ -34,7 +35,7 @@ LAYERS = (
     ("encoders", "decode", "augment", "ranking_metrics"),
     ("embed", "packs", "network", "appearance"),
     ("probe", "attribution", "archive"),
-    ("training",),
+    ("training", "bulk"),
     (
         "adapter",
         "phrase_probe",
@@ -44,6 +45,7 @@ LAYERS = (
         "hybrid",
         "trust",
         "retrieval",
+        "ray_embed",
     ),
     ("rerank",),
     ("matching",),
@@ -55,7 +57,7 @@ LAYERS = (
     ("kaggle_push",),
     ("sweep_spec", "sweep", "sweep_node"),
     ("sweep_table",),
-    ("sweep_run", "compare", "sweep_plots", "tracking"),
+    ("sweep_run", "compare", "sweep_plots", "tracking", "ray_sweep"),
     ("cli_kaggle",),
     ("cli",),
     ("__main__",),

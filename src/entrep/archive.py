@@ -104,26 +104,16 @@ def build_index(
         ValueError: if no picture can be read; if `out` is something else, damaged, of other
             pictures or of another encoder; if another build is at work in it.
     """
-    root = Path(pictures)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: there is no such folder; give the pictures' folder.")
-    root = root.resolve()
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}.")
-    names = find_files(root).pictures
+    root, names = list_pictures(pictures)
     with claimed(out):
-        out = Path(out)
-        index = open_index(out) if (out / MANIFEST).is_file() else None
-        asked = {"encoder": encoder or None, "dtype": dtype or None, "crop": crop}
-        if index is None:
-            name, precision = encoder or DEFAULT_ENCODER, "auto"
-        else:
-            _check_same(index, asked)
+        index = reopen_index(out, encoder=encoder, dtype=dtype, crop=crop)
+        name, precision = encoder or DEFAULT_ENCODER, "auto"
+        if index is not None:
             name, precision = index.recipe.encoder, index.recipe.precision
         network = load_encoder(name, device=device, weights_dir=weights_dir, precision=precision)
         if index is None:
-            recipe = _recipe(name, network, crop is not False)
-            index = Index(out, recipe, str(root), dtype or "fp16", 0)
+            recipe = make_recipe(name, network, crop is not False)
+            index = Index(Path(out), recipe, str(root), dtype or "fp16", 0)
         check_encoder(index, network)
         sweep(index)
         report = IndexReport(index)
@@ -133,6 +123,37 @@ def build_index(
             report.dropped = False
         sweep(index)
     return report
+
+
+def list_pictures(pictures: str | Path) -> tuple[Path, list[str]]:
+    """A folder's absolute path, and the paths of its pictures below it, sorted.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if no picture is in it.
+    """
+    root = Path(pictures)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: there is no such folder; give the pictures' folder.")
+    root = root.resolve()
+    return root, find_files(root).pictures
+
+
+def reopen_index(
+    out: str | Path, *, encoder: str = "", dtype: str = "", crop: bool | None = None
+) -> Index | None:
+    """The index in a folder, if there is one; options that it was not built with are refused.
+
+    Raises:
+        ValueError: for such an option, or if the index is damaged.
+    """
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}.")
+    if not (Path(out) / MANIFEST).is_file():
+        return None
+    index = open_index(out)
+    _check_same(index, {"encoder": encoder or None, "dtype": dtype or None, "crop": crop})
+    return index
 
 
 def search_index(
@@ -204,8 +225,12 @@ def check_encoder(index: Index, encoder: Encoder) -> None:
     Raises:
         ValueError: if weights, input size, precision, cropping or library versions differ.
     """
+    check_recipe(index, make_recipe(encoder.spec.name, encoder, index.recipe.crop))
+
+
+def check_recipe(index: Index, here: Recipe) -> None:
+    """Refuse vectors that are made in another way than the index's; see `check_encoder`."""
     recipe = index.recipe
-    here = _recipe(encoder.spec.name, encoder, recipe.crop)
     if (here.fingerprint, here.preprocessing) == (recipe.fingerprint, recipe.preprocessing):
         return
     if here.fingerprint == recipe.fingerprint:
@@ -215,9 +240,9 @@ def check_encoder(index: Index, encoder: Encoder) -> None:
     raise ValueError(
         f"{index.folder} was built with the encoder {recipe.encoder} (fingerprint "
         f"{recipe.fingerprint[:12]}, {recipe.precision}, {recipe.made_with}); this is "
-        f"{encoder.spec.name} ({here.fingerprint[:12]}, {here.precision}, {here.made_with}), "
+        f"{here.encoder} ({here.fingerprint[:12]}, {here.precision}, {here.made_with}), "
         f"{what}. Take the index's encoder and versions, or build a new index: "
-        f"entrep index {index.pictures} --out NEW --encoder {encoder.spec.name}"
+        f"entrep index {index.pictures} --out NEW --encoder {here.encoder}"
     )
 
 
@@ -266,7 +291,7 @@ def _mirror(
 ) -> None:
     """Bring an index up to date with its folder, committing on the way."""
     index, skipped = report.index, report.skipped
-    digest_of = _hash(root, names, skipped)
+    digest_of = hash_named(root, names, skipped)
     known = index.all_keys()
     gone = {name for name, (digest, _) in known.items() if digest_of.get(name) != digest}
     row_of = {digest: row for digest, row in known.values()}
@@ -420,7 +445,7 @@ class _Writer:
         self._clear()
 
 
-def _hash(root: Path, names: Sequence[str], skipped: dict[str, str]) -> dict[str, str]:
+def hash_named(root: Path, names: Sequence[str], skipped: dict[str, str]) -> dict[str, str]:
     """SHA-256 by path of the pictures that may be indexed; notes why others may not."""
     good = []
     for name in names:
@@ -440,7 +465,8 @@ def _still(path: Path, digest: str) -> bool:
         return False
 
 
-def _recipe(name: str, encoder: Encoder, crop: bool) -> Recipe:
+def make_recipe(name: str, encoder: Encoder, crop: bool) -> Recipe:
+    """What the vectors of an encoder depend on."""
     precision = next(key for key, dtype in PRECISIONS.items() if dtype == encoder.dtype)
     pixels = preprocessing_identity(encoder.spec.image_size, crop)
     made_with = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)

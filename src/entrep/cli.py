@@ -81,6 +81,11 @@ def _sweep(options: argparse.Namespace) -> int:
 
     if options.mlflow:
         find_mlflow()
+    if options.ray:
+        from entrep.ray_cluster import find_ray
+        from entrep.ray_sweep import ray_tasks
+
+        find_ray()
     pairs = [split_pair(pair) for pair in options.parameters]
     asked = {name: getattr(options, name) for name in vars(Spec()) if name != "axes"}
     asked["axes"] = make_axes(pairs, options.seeds, options.folds)
@@ -100,7 +105,10 @@ def _sweep(options: argparse.Namespace) -> int:
     print(describe_plan(plan, find_finished(plan), seconds, spec.jobs, rows=rows), flush=True)
     if options.plan:
         return 0
-    with open_sweep(plan), LocalProcesses(spec.jobs, spec.memory_gb) as processes:
+    executor = LocalProcesses(spec.jobs, spec.memory_gb)
+    if options.ray:
+        executor = ray_tasks(options.ray, plan, spec.jobs, spec.memory_gb)
+    with open_sweep(plan), executor as processes:
         reasons = run_sweep(plan, processes.submit, jobs=spec.jobs, retries=spec.retries)
     failed = sum(map(bool, reasons))
     print(f"\nRuns: {len(reasons) - failed} done, {failed} failed")
@@ -182,6 +190,37 @@ def _index(options: argparse.Namespace) -> int:
         crop=options.crop,
         approximate=options.approximate,
     )
+    print(describe_report(report))
+    if caveat(report.index):
+        print(f"Note: {caveat(report.index)}")
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
+    from entrep.archive import caveat, describe_report
+    from entrep.bulk import ShardEncoder, embed_folder
+
+    encoders = nullcontext(ShardEncoder)
+    if options.ray:
+        from entrep.ray_embed import ray_encoders
+
+        encoders = ray_encoders(options.ray, options.jobs)
+    with encoders as start:
+        report = embed_folder(
+            options.pictures,
+            options.out,
+            encoder=options.encoder,
+            weights_dir=options.weights_dir,
+            device=options.device,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            crop=options.crop,
+            shard_size=options.shard_size,
+            cache=options.cache,
+            start=start,
+        )
     print(describe_report(report))
     if caveat(report.index):
         print(f"Note: {caveat(report.index)}")
@@ -365,6 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", default="auto", choices=("auto", "public", "private", "test"))
 
     _sweep_parsers(command)
+    _embed_parser(command)
     _search_parsers(command)
     _models_parser(commands, common)
     add_kaggle_commands(commands, common)
@@ -401,6 +441,7 @@ def _sweep_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--retries", type=int, metavar="N", help="of a notebook that failed (0)")
     sub.add_argument("--max-runs", type=int, metavar="N", help="refuse more than that (1000)")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks")
+    _ray_option(sub)
     sub.add_argument("--plan", action="store_true", help="only check, and show what would run")
     sub.add_argument(
         "--mlflow", default="", metavar="DIR", help="log the runs to MLflow's file store there"
@@ -427,20 +468,10 @@ def _search_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("index", _index, "Make an index of one's own pictures, or bring it up to date.")
     sub.add_argument("pictures", metavar="PICTURES", help="folder, with all its subfolders")
     sub.add_argument("--out", required=True, metavar="INDEX", help="new folder, or an index")
-    sub.add_argument("--encoder", default="", metavar="NAME", help="the index's own, or demo-clip")
-    sub.add_argument("--dtype", default="", choices=("fp16", "fp32"), help="on disk (fp16)")
-    sub.add_argument(
-        "--no-crop",
-        dest="crop",
-        action="store_const",
-        const=False,
-        help="embed whole frames, not their lit discs",
-    )
-    sub.add_argument("--batch-size", type=int, default=32, help="pictures a pass at most (32)")
+    _index_options(sub)
     sub.add_argument(
         "--approximate", action="store_true", help="add a FAISS index, for big collections"
     )
-    _encoder_options(sub)
 
     sub = command("search", _search, "Find the pictures of an index that fit a picture or phrase.")
     sub.add_argument("index", metavar="INDEX")
@@ -458,6 +489,44 @@ def _search_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--approximate", action="store_true", help="ask the FAISS index, not every vector"
     )
+    _encoder_options(sub)
+
+
+def _embed_parser(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("embed", _embed, "Embed many pictures, in shards, into an index.")
+    sub.add_argument("pictures", metavar="PICTURES", help="folder, with all its subfolders")
+    sub.add_argument("--out", required=True, metavar="INDEX", help="the same one goes on")
+    _index_options(sub)
+    sub.add_argument("--shard-size", type=int, default=2048, help="pictures of a shard (2048)")
+    sub.add_argument(
+        "--cache", default="", metavar="DIR", help="keep the vectors here, too, as runs do"
+    )
+    sub.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="encoders on Ray (one for each core)"
+    )
+    _ray_option(sub)
+
+
+def _ray_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--ray",
+        default="",
+        metavar="ADDRESS",
+        help="work on Ray: local (started for this), auto (the one that runs here), or HOST:PORT",
+    )
+
+
+def _index_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--encoder", default="", metavar="NAME", help="the index's own, or demo-clip")
+    sub.add_argument("--dtype", default="", choices=("fp16", "fp32"), help="on disk (fp16)")
+    sub.add_argument(
+        "--no-crop",
+        dest="crop",
+        action="store_const",
+        const=False,
+        help="embed whole frames, not their lit discs",
+    )
+    sub.add_argument("--batch-size", type=int, default=32, help="pictures a pass at most (32)")
     _encoder_options(sub)
 
 

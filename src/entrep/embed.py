@@ -108,8 +108,11 @@ def embed_pictures(
     path_of: dict[str, str] = {}
     for path, digest in digest_of.items():
         path_of.setdefault(digest, path)
-    how = [preprocessing_identity(size, crop), "mirrored too" if flip_tta else "as is"]
-    store = _store(cache, encoder, "pictures", how)
+    store = None
+    if cache is not None:
+        pixels = preprocessing_identity(size, crop)
+        named = {"name": encoder.spec.name, "fingerprint": encoder.fingerprint}
+        store = picture_store(cache, **named, preprocessing=pixels, flip_tta=flip_tta)
     failed: dict[str, str] = {}
 
     def decode(missing: list[str]) -> Generator[Decoded]:
@@ -145,6 +148,22 @@ def embed_pictures(
     return Embeddings(keys, _stack([rows[digest_of[path]] for path in keys]), skipped)
 
 
+def picture_store(
+    cache: str | Path, *, name: str, fingerprint: str, preprocessing: str, flip_tta: bool = False
+) -> VectorStore:
+    """Where `embed_pictures` keeps an encoder's vectors, by the SHA-256 of the pictures' bytes.
+
+    Args:
+        cache: the folder.
+        name: the encoder's, for people.
+        fingerprint: the encoder's.
+        preprocessing: `preprocessing_identity` of its input size and the crop.
+        flip_tta: whether they are of both directions.
+    """
+    how = [preprocessing, "mirrored too" if flip_tta else "as is"]
+    return VectorStore(cache, f"{name}-pictures", [fingerprint, "pictures", *how])
+
+
 def embed_texts(
     encoder: Encoder,
     texts: Sequence[str],
@@ -175,7 +194,11 @@ def embed_texts(
             rows = fitting([text_of[digest] for digest in part])
             yield part, torch.cat(rows).cpu().numpy()
 
-    rows = _look_up(_store(cache, encoder, "texts", []), list(text_of), compute, None)
+    store = None
+    if cache is not None:
+        name, identity = f"{encoder.spec.name}-texts", [encoder.fingerprint, "texts"]
+        store = VectorStore(cache, name, identity)
+    rows = _look_up(store, list(text_of), compute, None)
     return Embeddings(texts, _stack([rows[digest_of[text]] for text in texts]))
 
 
@@ -228,14 +251,6 @@ def _digests(
         raise next(iter(failed.values()))
     digest_of = {path: digest for path, digest in found.items() if path not in failed}
     return digest_of, {path: str(error) for path, error in failed.items()}
-
-
-def _store(
-    cache: str | Path | None, encoder: Encoder, kind: str, how: list[str]
-) -> VectorStore | None:
-    if cache is None:
-        return None
-    return VectorStore(cache, f"{encoder.spec.name}-{kind}", [encoder.fingerprint, kind, *how])
 
 
 def _look_up(

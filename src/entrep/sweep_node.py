@@ -16,10 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 from entrep.artifacts import link_folder
+from entrep.notebook import RunError
 from entrep.runner import run
 
 # Every library's name for it. Two processes with as many threads as cores each wait for one
@@ -32,6 +35,7 @@ _THREAD_VARIABLES = (
 )
 _LOOK_EVERY_S = 1.0  # at the memory
 _GRACE_S = 20.0  # to shut a kernel down
+_LEFTOVER_S = 60.0  # for what a killed process left running to end
 _REASON_LENGTH = 300
 
 
@@ -76,6 +80,22 @@ def reason_of(error: BaseException) -> str:
     first = str(error).partition("\n")[0]
     named = first if isinstance(error, RuntimeError) else f"{type(error).__name__}: {first}"
     return " ".join(f"{named} {raised}".split())[:_REASON_LENGTH]
+
+
+def await_leftover(folder: str | Path) -> None:
+    """Wait until nobody is at work in a notebook's folder any more.
+
+    Raises:
+        RunError: if somebody still is after a minute.
+    """
+    try:
+        with FileLock(Path(folder) / ".lock", timeout=_LEFTOVER_S):
+            pass
+    except Timeout:
+        raise RunError(
+            f"{folder}: a process of an earlier sweep is still at work here; "
+            "end it, or wait until it is done."
+        ) from None
 
 
 class LocalProcesses:

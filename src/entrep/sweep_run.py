@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from entrep import __version__
@@ -33,12 +32,11 @@ from entrep.runner import (
     surroundings,
 )
 from entrep.sweep import Node, Plan, PlannedRun, count_cores
-from entrep.sweep_node import Outcome, Task, reason_of
+from entrep.sweep_node import Outcome, Task, await_leftover, reason_of
 from entrep.sweep_table import write_record, write_tables
 
 MARK = "sweep.json"  # makes a folder a sweep's
 _ROOM = 16 * 2**20  # bytes; a disk with less is full
-_LEFTOVER_S = 60.0  # for what a killed sweep left running to end
 
 
 def choose_threads(out: str | Path, threads: int, jobs: int) -> int:
@@ -67,14 +65,7 @@ def open_sweep(plan: Plan) -> Iterator[None]:
     with claim_folder(plan.out):
         write_json(plan.out / MARK, {"entrep": __version__, "threads": plan.threads})
         for lock in plan.out.glob("steps/*/.lock"):
-            try:
-                with FileLock(lock, timeout=_LEFTOVER_S):
-                    pass
-            except Timeout:
-                raise RunError(
-                    f"{lock.parent}: a process of an earlier sweep is still at work here; "
-                    "end it, or wait until it is done."
-                ) from None
+            await_leftover(lock.parent)
         yield
 
 
