@@ -8,6 +8,7 @@ the whole gallery: the same on every processor, whatever the block size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -47,15 +48,27 @@ def search_exact(index: Index, queries: np.ndarray, *, k: int = 10) -> list[list
     """
     queries, k = check_queries(index, queries, k), min(k, len(index))
     found: list[list[Hit]] = []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        part = queries[start : start + QUERIES_AT_ONCE]
-        found += settle_hits(index, part, *_candidates(index, part, k), k)
+    with _one_torch_thread():
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = queries[start : start + QUERIES_AT_ONCE]
+            found += settle_hits(index, part, *_candidates(index, part, k), k)
     if any(len(hits) < k for hits in found):
         raise ValueError(
             f"{index.folder}: it holds vectors that are no numbers; build it anew: "
             f"entrep index {index.pictures} --out NEW"
         )
     return found
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """NumPy's threads keep the cores awake after a product; PyTorch's would wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_queries(index: Index, queries: np.ndarray, k: int) -> np.ndarray:
