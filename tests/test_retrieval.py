@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrep.retrieval import (
-    chance_recall,
     copies_of,
     excluded_answers,
     forbid,
@@ -113,7 +112,3 @@ def test_copies_are_all_names_of_the_same_bytes():
 def test_pictures_described_in_the_same_words_are_right_too():
     described = {"a": "polyp", "b": "polyp", "c": "", "d": "spur"}
     assert relevant_pictures(["a", "c"], ["polyp", ""], described) == [{"a", "b"}, {"c"}]
-
-
-def test_chance_is_the_mean_share_of_right_candidates():
-    assert chance_recall([{"a"}, {"b", "c"}], list("abcd"), [set(), {"d", "b"}]) == 0.375

@@ -187,17 +187,6 @@ def relevant_pictures(
     return [{a} | by_text.get(d, set()) for a, d in zip(answers, descriptions, strict=True)]
 
 
-def chance_recall(
-    relevant: Sequence[set[str]], gallery_ids: Sequence[str], excluded: Sequence[set[str]]
-) -> float:
-    """Recall@1 of an answer drawn at random: the mean share of right ones among candidates."""
-    shares = []
-    for right, forbidden in zip(relevant, excluded, strict=True):
-        candidates = set(gallery_ids) - forbidden
-        shares.append(len(right & candidates) / len(candidates))
-    return float(np.mean(shares))
-
-
 def ranked_names(ranking: Sequence[Sequence[tuple[str, float]]]) -> list[list[str]]:
     """The file names of a ranking, without the similarities."""
     return [[name for name, _ in answers] for answers in ranking]
