@@ -50,7 +50,7 @@ def our_workers() -> list[psutil.Process]:
     found = []
     for process in below:
         try:
-            if " ".join(process.cmdline()).startswith("ray::ShardEncoder"):
+            if " ".join(process.cmdline()).startswith("ray::MapWorker(Map(_EmbedShard))"):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_what_no_machine_offers_is_refused_and_not_waited_for(notebooks, threads
 
 def test_an_encoder_takes_a_gpu_where_its_device_is_one():
     settings = Settings("pictures", "demo-clip", device="cuda")
-    with pytest.raises(ValueError, match="offers num_cpus 1, num_gpus 1"):
+    with pytest.raises(ValueError, match="offers num_gpus 1;"):
         RayEncoders(FakeRay(CPU=2), settings)
 
 
@@ -267,7 +268,7 @@ def test_embedding_on_ray_whose_worker_is_killed_gives_the_same_bytes(
         def embed_all(self, shards):
             for number, shard in enumerate(super().embed_all(shards)):
                 if number == 2:
-                    assert kill_worker("ShardEncoder") == 2
+                    assert kill_worker("MapWorker(Map(_EmbedShard))") == 2
                 yield shard
 
     options = {"shard_size": 16, "progress": False}
@@ -276,6 +277,14 @@ def test_embedding_on_ray_whose_worker_is_killed_gives_the_same_bytes(
     )
     assert report.added == 208 and list(report.skipped) == ["zz-broken.png"]
     assert segments(tmp_path / "out") == segments(alone)
+
+
+@needs_ray
+def test_a_worker_that_would_embed_otherwise_refuses(ray, pictures):
+    encoders = RayEncoders(ray, Settings(str(pictures), "demo-clip"), jobs=1)
+    encoders._recipe = replace(encoders.recipe(), fingerprint="0" * 64)
+    with pytest.raises(RuntimeError, match="embedding on Ray failed .*would not embed alike"):
+        list(encoders.embed_all([["000.png"]]))
 
 
 @needs_ray

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-RETRIES = 3  # of what a lost worker had at work; what loses each of its workers is given up
+RETRIES = 3  # of a notebook whose worker was lost; what loses each of its workers is given up
 _ANSWER_S = 5.0  # for a cluster's head to answer
 
 

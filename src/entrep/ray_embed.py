@@ -1,11 +1,10 @@
-"""Encoders that stay loaded on Ray's workers and embed shards of pictures."""
+"""Bulk embedding with Ray Data: a row is a shard, its actors keep the encoder loaded."""
 
 from __future__ import annotations
 
-import queue
-from collections import deque
+import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
@@ -13,9 +12,9 @@ from types import ModuleType
 from entrep.bulk import Settings, Shard, ShardEncoder
 from entrep.decode import count_cores
 from entrep.index import Recipe
-from entrep.ray_cluster import RETRIES, check_room, count_gpus, open_ray
+from entrep.ray_cluster import check_room, count_gpus, open_ray
 
-_EACH = 2  # shards that an actor has at a time: one at work and the next
+_AHEAD_BYTES = 2**28  # of finished shards that wait to be written; at least one an actor goes on
 
 
 @contextmanager
@@ -30,79 +29,93 @@ def ray_encoders(address: str, jobs: int = 0) -> Iterator[Callable[[Settings], R
         ConnectionError: if there is no Ray at the address.
         ValueError: if Ray is not installed.
     """
+    # Ray's core would call the restarts that Ray Data asks for an error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with open_ray(address, jobs or count_cores()) as ray:
         yield lambda settings: RayEncoders(ray, settings, jobs)
 
 
 class RayEncoders:
-    """Actors that keep the encoder loaded and embed shards: one on each CPU, or each GPU.
+    """Embeds shards as a Ray Dataset, with an encoder on each CPU, or on each GPU.
 
-    Plain actors and not Ray Data: a shard is the unit that is sent, retried and committed, and
-    its result comes back in order, so that the index has the same bytes whoever worked. Ray
-    Data cuts and joins blocks as it sees fit and does not know what the index already holds.
+    Each row is a whole shard and stays one, so what is lost with a worker is done again and
+    counts once; the rows come back in order, so the index has the same bytes whoever worked.
     """
 
     def __init__(self, ray: ModuleType, settings: Settings, jobs: int = 0) -> None:
-        """Start the actors and compare them; see `ray_encoders`."""
+        """Ask one worker how it would embed; see `ray_encoders`."""
         self._ray = ray
         gpus = count_gpus(settings.device)
         offered = ray.cluster_resources()
-        room = int(offered.get("GPU" if gpus else "CPU", 0))
-        cpus = max(1, int(offered.get("CPU", 0) / room)) if gpus and room else 1
-        check_room(ray, {"num_cpus": cpus, "num_gpus": gpus})
+        cpus, room = (int(offered.get(kind, 0)) for kind in ("CPU", "GPU" if gpus else "CPU"))
+        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        check_room(ray, self._needs)
+        self._size = min(jobs or room, room)
         # One that has a core to itself decodes in threads; beside a GPU processes keep up.
-        settings = replace(settings, workers=None if gpus else 0)
-        actor = ray.remote(ShardEncoder).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES
-        )
-        self._actors = [actor.remote(settings) for _ in range(min(jobs or room, room))]
+        self._settings = replace(settings, workers=max(1, cpus // room) if gpus else 0)
+        ask = ray.remote(_recipe_of).options(**self._needs)
         with self._told_plainly():
-            recipes = ray.get([each.recipe.remote() for each in self._actors])
-        self._recipe = recipes[0]
-        for other in recipes:
-            if other != self._recipe:
-                raise ValueError(
-                    "The cluster's machines would not embed alike; give all the same versions, "
-                    f"weights and kind of device: {self._recipe} and {other}."
-                )
+            self._recipe = ray.get(ask.remote(self._settings))
 
     def recipe(self) -> Recipe:
-        """How the vectors are made, the same on all machines."""
+        """How the vectors are made; a worker that would make them otherwise refuses to."""
         return self._recipe
 
     def embed_all(self, shards: Iterable[Sequence[str]]) -> Iterator[Shard]:
         """Embed shards; what came of them, in the same order.
 
-        A bounded number is under way, those that wait for an earlier one included: memory
-        stays flat however many come.
+        Finished shards that wait to be taken are bounded: memory stays flat however many come.
         """
-        free: queue.SimpleQueue = queue.SimpleQueue()
-        for actor in self._actors * _EACH:
-            free.put(actor)
-        waiting: deque[Future[Shard]] = deque()
-        most = 2 * _EACH * len(self._actors)
-        for shard in shards:
-            actor = free.get()
-            future = actor.embed.remote(shard).future()
-            future.add_done_callback(lambda _, actor=actor: free.put(actor))
-            waiting.append(future)
-            while waiting and (waiting[0].done() or len(waiting) >= most):
-                yield self._take(waiting)
-        while waiting:
-            yield self._take(waiting)
+        from ray.data import ActorPoolStrategy, ExecutionResources, from_items
 
-    def _take(self, waiting: deque[Future[Shard]]) -> Shard:
+        rows = [{"names": list(names)} for names in shards]
+        if not rows:
+            return
+        dataset = from_items(rows, override_num_blocks=len(rows)).map(
+            _EmbedShard,
+            fn_constructor_args=(self._settings, self._recipe),
+            compute=ActorPoolStrategy(size=self._size),
+            **self._needs,
+        )
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are ours to tell
+        context = dataset.context
+        context.enable_progress_bars = False  # ours counts pictures
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources(
+            object_store_memory=_AHEAD_BYTES
+        )
         with self._told_plainly():
-            return waiting.popleft().result()
+            for row in dataset.iter_rows():
+                yield Shard(**row)
 
     @contextmanager
     def _told_plainly(self) -> Iterator[None]:
-        """Ray wraps what a worker raised in its own long story."""
+        """Ray wraps what a worker raised in its own long story, and Ray Data that in another."""
         try:
             yield
         except self._ray.exceptions.RayError as error:
-            told = str(error).strip().splitlines()[-1]
+            raised = str(error).partition("\n\nThe above exception")[0]
+            told = raised.strip().splitlines()[-1]
             raise RuntimeError(
                 f"embedding on Ray failed ({told}); what is finished is kept, the same command "
                 "goes on from there."
             ) from error
+
+
+def _recipe_of(settings: Settings) -> Recipe:
+    return ShardEncoder(settings).recipe()
+
+
+class _EmbedShard:
+    """What an actor runs: a row with a shard's names in, a row with all of `Shard` out."""
+
+    def __init__(self, settings: Settings, recipe: Recipe) -> None:
+        self._encoder, self._recipe = ShardEncoder(settings), recipe
+
+    def __call__(self, row: dict) -> dict:
+        if (here := self._encoder.recipe()) != self._recipe:
+            raise ValueError(
+                "The cluster's machines would not embed alike; give all the same versions, "
+                f"weights and kind of device: {self._recipe} and {here}."
+            )
+        return vars(self._encoder.embed(row["names"]))
