@@ -1,18 +1,20 @@
 """What sharing and two at a time bring to a sweep, and what kills cost it: nothing but time.
 
     python benchmarks/sweep.py [--out runs/sweep-benchmark] [--seeds 4] [--kills 5]
-                               [--moments 0] [-p name=value ...]
+                               [--moments 0] [--only 03] [-p name=value ...]
 
-Twelve demo runs of notebook 03 (3 learning rates x 4 seeds, each seed with pictures of its own):
+Twelve demo runs (3 learning rates x 4 seeds of the fine-tune; --only: of these notebooks):
 
-1. one after the other, each with its own notebook 01 and all cores (`entrep run`);
-2. as a sweep, two at a time with half of the cores each, notebook 01 shared (`entrep sweep`);
+1. one after the other, each with all its notebooks and all cores (`entrep run`);
+2. as a sweep, two at a time with half of the cores each, what is upstream of the fine-tune shared
+   (`entrep sweep`);
 3. as a sweep again, killed with SIGKILL at --kills random moments and started anew each time.
 
 Prints the times and their ratio, and from the killed sweep's log how often each notebook was
 finished, whether its table is complete, and whether it holds the same answers as the other one.
 Exits with 1 if the ratio is above 0.6, a run is lost or done twice, or an answer differs. A small
 setting for a look: --seeds 2 -p demo_size=0.03 -p folds=2 -p epochs=1 -p image_size=56
+The whole takes about an hour and a half on 2 cores.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import numpy as np
 import pandas as pd
 
 from entrep.artifacts import read_json
+from entrep.sweep import make_plan
 from entrep.sweep_table import read_sweep_table
 
 RATES = ("0.0005", "0.001", "0.002")
@@ -47,15 +50,18 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=4, help="how many")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--moments", type=int, default=0, help="seed of the kills' moments")
+    parser.add_argument("--only", default="", help="notebooks, such as 03; those upstream run, too")
     parser.add_argument("-p", action="append", default=[], metavar="name=value")
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     given = [word for pair in options.p for word in ("-p", pair)]
-    axes = ["-p", f"learning_rate={','.join(RATES)}", "--seeds", f"0-{options.seeds - 1}"]
-    sweep = ["sweep", "--only", "03", "--jobs", str(JOBS), *axes, *given, "--out"]
+    seeds = ",".join(map(str, range(options.seeds)))
+    axes = ["-p", f"learning_rate={','.join(RATES)}", "-p", f"training_seed={seeds}"]
+    sweep = ["sweep", "--only", options.only, "--jobs", str(JOBS), *axes, *given, "--out"]
 
-    alone = sum(run_alone(options.out / "alone", options.seeds, given))
+    only = upstream_of(options.only)
+    alone = sum(run_alone(options.out / "alone", options.seeds, ["--only", only, *given]))
     shared = timed(start([*sweep, str(options.out / "shared")]))
     print(f"one after the other, nothing shared: {alone:.0f} s")
     print(f"sweep, {JOBS} at a time:                 {shared:.0f} s")
@@ -71,12 +77,18 @@ def main() -> int:
     return 0 if whole and shared / alone <= TARGET else 1
 
 
+def upstream_of(only: str) -> str:
+    """These notebooks and those upstream of them, as `entrep run --only` takes them."""
+    plan = make_plan({}, "runs/unused", only=only.split(","))
+    return ",".join(node.step.name for node in plan.nodes.values())
+
+
 def run_alone(folder: Path, seeds: int, given: list[str]) -> list[float]:
     """Seconds of each run when it is run for itself."""
     seconds = []
     for rate, seed in itertools.product(RATES, range(seeds)):
         out = folder / f"{rate}-{seed}"
-        own = ["--only", "01,03", "-p", f"learning_rate={rate}", "-p", f"seed={seed}"]
+        own = ["-p", f"learning_rate={rate}", "-p", f"training_seed={seed}"]
         seconds.append(timed(start(["run", "--out", str(out), *own, *given])))
         print(f"alone {rate} {seed}: {seconds[-1]:.0f} s", flush=True)
     return seconds

@@ -176,6 +176,22 @@ def test_runs_that_differ_by_seed_only_are_repetitions(tmp_path):
         compare_runs(runs[:1])
 
 
+def test_networks_of_other_training_seeds_are_repetitions_on_the_same_pictures(tmp_path):
+    runs = [
+        write_run(tmp_path / f"{epochs}-{seed}", answered, epochs=epochs, training_seed=seed)
+        for epochs, answered in ((4, WORSE), (8, RIGHT))
+        for seed in (0, 1, 2)
+    ]
+    found = compare_runs(runs, draws=50)
+    assert found.configurations["runs"].tolist() == [3, 3]
+    assert found.by_seed["training_seed"].tolist() == [0, 1, 2]
+    (row,) = found.tests.to_dict("records")
+    assert np.isnan(row["p_mcnemar"]) and row["pictures"] == 3 * 14  # each picture comes thrice
+    alone = compare_runs([runs[0], runs[3]], draws=50).tests.loc[0]
+    # Thrice the same answers tell no more than once.
+    assert (row["low"], row["high"]) == pytest.approx((alone["low"], alone["high"]))
+
+
 def test_other_pictures_or_labels_are_refused(tmp_path):
     a = write_run(tmp_path / "a", WORSE)
     for column, value in (("sha256", "f" * 64), ("class_index", 5), ("part", "heldout")):

@@ -1,7 +1,7 @@
 """Runs side by side: what sets their configurations apart, and paired tests on the same pictures.
 
 Every out-of-fold picture is answered by networks that never saw it, so two runs that share their
-pictures can be compared picture by picture. Runs that differ in their seed only are repetitions
+pictures can be compared picture by picture. Runs that differ in their seeds only are repetitions
 of one configuration.
 """
 
@@ -19,7 +19,7 @@ from entrep.artifacts import read_json, read_table
 from entrep.hybrid import fuse_heads
 from entrep.metrics import bootstrap_interval, mcnemar_test, paired_bootstrap
 from entrep.runner import PLACES
-from entrep.sweep_table import make_table
+from entrep.sweep_table import SEEDS, make_table
 
 ANSWERING = ("04_hybrid", "03_dinov2_finetune", "02_prototypes")  # the first that all runs have
 
@@ -33,9 +33,9 @@ class Answers:
     pictures: pd.DataFrame  # index path; columns sha256, class_index, fold, cluster, right
 
     @property
-    def seed(self) -> int:
-        """Of the run; the same seed means the same pictures and folds."""
-        return self.config["seed"]
+    def seeds(self) -> tuple[int, ...]:
+        """Of the run, as in `SEEDS`; the same ones mean the same pictures and folds."""
+        return tuple(self.config.get(name, 0) for name in SEEDS)
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,16 @@ def compare_runs(
     notebook = notebook or _common_notebook(folders)
     runs = [load_answers(folder, notebook) for folder in folders]
     names = differing([run.config for run in runs])
-    apart = [name for name in names if name != "seed"] or names
-    groups: dict[tuple, dict[int, Answers]] = {}
+    apart = [name for name in names if name not in SEEDS] or names
+    groups: dict[tuple, dict[tuple[int, ...], Answers]] = {}
     for run in runs:
         group = groups.setdefault(tuple(run.config.get(name) for name in apart), {})
-        if run.seed in group:
+        if run.seeds in group:
             raise ValueError(
-                f"{group[run.seed].folder} and {run.folder} have the same parameters; "
+                f"{group[run.seeds].folder} and {run.folder} have the same parameters; "
                 "give one of them."
             )
-        group[run.seed] = run
+        group[run.seeds] = run
     if len(groups) < 2:
         raise ValueError("compare: the runs do not differ in any parameter; give two that do.")
 
@@ -146,10 +146,13 @@ def compare_runs(
         named = dict(zip(apart, values, strict=True))
         configurations.append({"configuration": number, **named, **_summary(group, draws)})
     for number, group in enumerate(others, start=2):
-        pairs = _pair(first, group, one_seed=apart == ["seed"])
+        pairs = _pair(first, group, of_seeds=set(names) <= set(SEEDS))
         versus = {"configuration": f"{number} less 1"}
         tests.append({**versus, **paired_tests(pairs, draws=draws)})
-        by_seed += [{**versus, "seed": b.seed, **_mcnemar([(a, b)])} for a, b in pairs]
+        by_seed += [
+            {**versus, **dict(zip(SEEDS, b.seeds, strict=True)), **_mcnemar([(a, b)])}
+            for a, b in pairs
+        ]
     return Comparison(notebook, *map(pd.DataFrame, (configurations, tests, by_seed)))
 
 
@@ -175,10 +178,10 @@ def _common_notebook(folders: Sequence[str | Path]) -> str:
 
 
 def _pair(
-    first: Mapping[int, Answers], other: Mapping[int, Answers], *, one_seed: bool
+    first: Mapping[tuple, Answers], other: Mapping[tuple, Answers], *, of_seeds: bool
 ) -> list[tuple[Answers, Answers]]:
-    """Runs of the same seed side by side (of any seed, if that is what is compared), checked."""
-    if one_seed:
+    """Runs of the same seeds side by side (of any, if these are what is compared), checked."""
+    if of_seeds:
         pairs = list(zip(first.values(), other.values(), strict=True))
     elif first.keys() != other.keys():
         folders = next(iter(first.values())).folder, next(iter(other.values())).folder
@@ -199,7 +202,7 @@ def _pair(
     return pairs
 
 
-def _summary(group: Mapping[int, Answers], draws: int) -> dict[str, object]:
+def _summary(group: Mapping[tuple, Answers], draws: int) -> dict[str, object]:
     right, cluster = (
         np.concatenate([run.pictures[column] for run in group.values()])
         for column in ("right", "cluster")

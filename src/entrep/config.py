@@ -93,6 +93,7 @@ class RunConfig:
     train_precision: str = "auto"  # fp32, fp16, bf16; auto: what the device is best at
     processes: int = 1  # that share each batch: one a GPU
     members: int = 1  # networks a fold, which differ by their seeds
+    training_seed: int = 0  # another one: other networks, from the same pictures and folds
     patience: int = 10  # epochs without a better out-of-fold loss before a fold stops; 0: never
     time_budget_min: float = 0.0  # minutes for all training, ended cleanly; 0: as long as it takes
     flip_swap: bool = True  # mirror training pictures and swap their left/right label
@@ -204,6 +205,7 @@ def _check(config: RunConfig) -> None:
         "lora_rank": (0, 1024),
         "processes": (1, 64),
         "members": (1, 100),
+        "training_seed": (0, 10**6),
         "patience": (0, 1000),
         "time_budget_min": (0.0, 1e6),
         "adapter_epochs": (0, 10_000),

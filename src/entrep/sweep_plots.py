@@ -116,7 +116,7 @@ def plot_seed_spread(table: pd.DataFrame, configuration: str, metric: str, ax: A
     """Draw the metric of each seed as a dot, a row for each configuration, best mean on top.
 
     Args:
-        table: one row a run, with the column seed.
+        table: one row a run.
         configuration: column that names what is repeated.
         metric: column; higher is better.
         ax: where to draw.

@@ -14,6 +14,7 @@ from entrep.config import load_config
 from entrep.runner import PLACES, read_manifest
 from entrep.sweep import Plan, PlannedRun
 
+SEEDS = ("seed", "training_seed")  # runs that differ in these only are repetitions
 _HASHED = ("predictions.csv", "track1.json", "track2.json", "track3.json")  # of a run's files
 
 
@@ -148,8 +149,8 @@ def varied_parameters(table: pd.DataFrame) -> list[str]:
 
 
 def configurations_of(table: pd.DataFrame) -> pd.Series:
-    """What sets each run apart beside its seed, as text; runs that agree are repetitions."""
-    names = [name for name in varied_parameters(table) if name != "seed"]
+    """What sets each run apart beside its seeds, as text; runs that agree are repetitions."""
+    names = [name for name in varied_parameters(table) if name not in SEEDS]
     if not names:
         return pd.Series("all runs", index=table.index)
     texts = table[names].astype(str)
