@@ -69,7 +69,7 @@ def add_sweep_commands(
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from entrep.sweep import describe_plan, earlier_seconds, make_plan
+    from entrep.sweep import LISTED, count_cores, describe_plan, earlier_seconds, make_plan
     from entrep.sweep_node import LocalProcesses
     from entrep.sweep_run import choose_threads, find_finished, open_sweep, run_sweep
     from entrep.sweep_spec import Spec, make_axes, make_spec, read_spec, split_pair
@@ -98,8 +98,10 @@ def _sweep(options: argparse.Namespace) -> int:
         max_runs=spec.max_runs,
     )
     seconds = earlier_seconds([*options.like, *([spec.out] if plan.out.is_dir() else [])])
-    rows = len(plan.runs) if options.plan else 12
-    print(describe_plan(plan, find_finished(plan), seconds, spec.jobs, rows=rows), flush=True)
+    rows = len(plan.runs) if options.plan else LISTED
+    cores = count_cores() if options.ray in ("", "local") else None  # a cluster has its own
+    said = describe_plan(plan, find_finished(plan), seconds, spec.jobs, rows=rows, cores=cores)
+    print(said, flush=True)
     if options.plan:
         return 0
     executor = LocalProcesses(spec.jobs, spec.memory_gb)
