@@ -58,7 +58,8 @@ LAYERS = (
     ("sweep_spec", "sweep", "sweep_node"),
     ("sweep_table",),
     ("sweep_run", "compare", "sweep_plots", "tracking", "ray_sweep"),
-    ("cli_kaggle",),
+    ("cli_command",),
+    ("cli_sweep", "cli_search", "cli_models", "cli_kaggle"),
     ("cli",),
     ("__main__",),
 )

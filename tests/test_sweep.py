@@ -15,7 +15,7 @@ from test_runner import write_notebook
 from entrep import cli, sweep_plots, sweep_spec, sweep_table
 from entrep.artifacts import write_json
 from entrep.runner import Step
-from entrep.sweep import describe_plan, earlier_seconds, estimate_seconds, make_plan
+from entrep.sweep import count_cores, describe_plan, earlier_seconds, estimate_seconds, make_plan
 from entrep.sweep_spec import Spec, make_axes, make_spec, read_spec, split_pair
 
 STEPS = (
@@ -200,7 +200,7 @@ def test_three_values_of_the_last_step_share_what_lies_upstream(plan):
         counts[node.step.name] += 1
     assert counts == {"01_first": 4, "02_second": 4, "03_third": 4, "04_last": 12}
     assert len(found.runs) == len({run.id for run in found.runs}) == 12
-    text = describe_plan(found, set(), {}, 2, rows=3)
+    text = describe_plan(found, set(), {}, 2, rows=3, cores=2)
     assert "12 runs: 3 of coverage x 4 of seed" in text and "and 9 more" in text
     assert "24 notebooks instead of 48" in text and "unknown, as no earlier run" in text
 
@@ -272,7 +272,28 @@ def test_time_is_estimated_from_earlier_runs(plan, tmp_path):
     thirds = {node.id for node in found.nodes.values() if node.step.name == "03_third"}
     assert estimate_seconds(found, thirds, seconds, 1) == 20 + 20 + 4 * 5
     assert math.isnan(estimate_seconds(found, set(), {"01_first": 1.0}, 1))
-    assert "about 4 min" in describe_plan(found, set(), seconds, 1, rows=9)
+    assert "about 4 min" in describe_plan(found, set(), seconds, 1, rows=9, cores=1)
+
+
+@pytest.mark.parametrize(("cores", "warned"), [(5, True), (6, False), (None, False)])
+def test_more_threads_than_cores_are_warned_of_where_the_cores_are_known(plan, cores, warned):
+    found = plan({"epochs": (4,)}, threads=3)
+    text = describe_plan(found, set(), {}, 2, rows=1, cores=cores)
+    assert ("Mind: 6 threads on 5 cores" in text) == ("Mind:" in text) == warned
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [("", True), ("local", True), ("auto", False), ("10.0.0.1:6379", False)],
+)
+def test_work_for_a_cluster_is_not_measured_by_this_machines_cores(
+    address, warned, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("entrep.ray_cluster.find_ray", lambda: None)  # a plan asks no more of Ray
+    command = ["sweep", "--seeds", "0", "--only", "01", "--out", "new", "--plan", "--jobs", "1"]
+    assert cli.main([*command, "--threads", str(count_cores() + 1), "--ray", address]) == 0
+    assert ("Mind:" in capsys.readouterr().out) == warned
 
 
 def test_the_plan_is_shown_and_nothing_is_written(capsys, tmp_path, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+
+from entrep.cli_command import add_command
 
 # Imports stand in the commands, as in `cli`.
 
@@ -21,11 +24,7 @@ def add_kaggle_commands(
     kaggle = commands.add_parser("kaggle", help=text, description=text).add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
-
-    def command(name: str, function, text: str) -> argparse.ArgumentParser:
-        sub = kaggle.add_parser(name, help=text, description=text, parents=[common])
-        sub.set_defaults(command=function)
-        return sub
+    command = partial(add_command, kaggle, common)
 
     sub = command("build", _build, "Render the kernels and gather what they mount.")
     sub.add_argument("--out", default="", metavar="DIR", help="folder to make (kaggle/build)")

@@ -235,9 +235,15 @@ def estimate_seconds(
 
 
 def describe_plan(
-    plan: Plan, finished: Collection[str], seconds: Mapping[str, float], jobs: int, *, rows: int
+    plan: Plan,
+    finished: Collection[str],
+    seconds: Mapping[str, float],
+    jobs: int,
+    *,
+    rows: int,
+    cores: int | None,
 ) -> str:
-    """The plan as text: runs, shared notebooks, time.
+    """The plan as text: runs, shared notebooks, time, and a warning of too many threads.
 
     Args:
         plan: the sweep.
@@ -245,6 +251,7 @@ def describe_plan(
         seconds: of each notebook (`earlier_seconds`).
         jobs: notebooks at a time.
         rows: how many runs are listed.
+        cores: of the machine that does the work; None: a cluster's, not known, so not warned of.
     """
     counts = [f"{len({run.parameters[n] for run in plan.runs})} of {n}" for n in plan.varied]
     many = "s" if len(plan.runs) > 1 else ""
@@ -263,9 +270,9 @@ def describe_plan(
     time = f"about {_duration(left)}" if left == left else "unknown, as no earlier run tells"
     threads = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
     lines.append(f"{jobs} at a time with {threads} each; time from now: {time}")
-    if jobs * plan.threads > count_cores():
+    if cores is not None and jobs * plan.threads > cores:
         lines.append(
-            f"Mind: {jobs * plan.threads} threads on {count_cores()} cores wait for each other; "
+            f"Mind: {jobs * plan.threads} threads on {cores} cores wait for each other; "
             "fewer jobs or threads are faster."
         )
     return "\n".join(lines)
