@@ -50,6 +50,7 @@ LAYERS = (
     ("rerank",),
     ("matching",),
     ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
+    ("pipeline",),
     ("runner",),
     ("saved_run",),
     ("kaggle_build", "mounts"),
@@ -103,6 +104,7 @@ def test_a_module_imports_from_lower_layers_only(module):
         "lessons",
         "phrase_probe",
         "notebook",
+        "pipeline",
         "runner",
     ],
 )
