@@ -50,7 +50,7 @@ LAYERS = (
     ("rerank",),
     ("matching",),
     ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
-    ("pipeline",),
+    ("pipeline", "classification_plots"),
     ("runner",),
     ("saved_run",),
     ("kaggle_build", "mounts"),
