@@ -96,8 +96,8 @@ def test_risk_coverage_without_an_error_still_has_an_axis(ax):
 
 
 @pytest.mark.parametrize("refused", [3.0, np.inf])
-def test_outliers_are_shares_by_kind_with_the_finite_limits(ax, generator, refused):
-    scores = {"development": generator.random(200), "new": np.array([0.5, 1e9])}
+def test_outliers_are_shares_by_kind_with_the_finite_limits(ax, refused):
+    scores = {"development": np.random.default_rng(0).random(200), "new": np.array([0.5, 1e9])}
     classification_plots.plot_outliers(scores, {"doubted above": 1.5, "refused above": refused}, ax)
     marks = ["doubted above 1.50", "refused above 3.00"]
     assert texts_of(ax) == marks[: 2 if refused == 3.0 else 1]
