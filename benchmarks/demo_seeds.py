@@ -14,7 +14,8 @@ import statistics
 from pathlib import Path
 
 from entrep.artifacts import read_json
-from entrep.runner import parse_parameters, run
+from entrep.pipeline import parse_parameters
+from entrep.runner import run
 
 METHODS = ("prototypes", "baseline", "reference", "combined")
 

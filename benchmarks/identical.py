@@ -26,7 +26,8 @@ from pathlib import Path
 import entrep
 from entrep.artifacts import hash_folder, read_table
 from entrep.notebook import declared_parameters
-from entrep.runner import ARTIFACTS, find_notebooks, parse_parameters, run, select_steps
+from entrep.pipeline import find_notebooks, parse_parameters, select_steps
+from entrep.runner import ARTIFACTS, run
 from entrep.saved_run import pack_run
 
 SETTINGS: dict[str, tuple[dict[str, str], dict[str, int]]] = {

@@ -5,7 +5,7 @@ in git. There is no `__init__.py` here: it would hide the installed `kaggle` cli
 """
 
 from entrep.kaggle_build import Kernel
-from entrep.runner import NOTEBOOKS
+from entrep.pipeline import NOTEBOOKS
 
 # Titles of the data sets; what is in them is the build's affair.
 DATASETS = {

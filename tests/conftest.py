@@ -1,4 +1,4 @@
-"""What all tests share: the `gpu` marker, closed figures, the real sample."""
+"""What all tests share: the `gpu` marker, axes, closed figures, the real sample."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def _same_threads():
     yield
     if before is not None:
         sys.modules["torch"].set_num_threads(before)
+
+
+@pytest.fixture
+def ax():
+    """An empty figure's axes."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from entrep.artifacts import hash_folder, sha256_json, write_json
-from entrep.runner import NOTEBOOKS
+from entrep.pipeline import NOTEBOOKS
 
 
 def write_small_run(folder: Path) -> Path:

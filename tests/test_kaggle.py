@@ -20,8 +20,8 @@ from entrep.artifacts import hash_folder, read_json, sha256_file, write_json
 from entrep.config import PROFILES, RunConfig
 from entrep.kaggle_rules import MANIFEST_FILE, read_dataset, read_kernel, slugify, write_manifest
 from entrep.notebook import declared_parameters
+from entrep.pipeline import NOTEBOOKS
 from entrep.registry import weights_folder
-from entrep.runner import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = kaggle_build.load_table(ROOT / "kaggle" / "kernels.py")

@@ -50,6 +50,7 @@ LAYERS = (
     ("rerank",),
     ("matching",),
     ("submission", "plots", "pretrain", "evaluate", "summary", "margins", "notebook"),
+    ("pipeline", "classification_plots"),
     ("runner",),
     ("saved_run",),
     ("kaggle_build", "mounts"),
@@ -104,6 +105,7 @@ def test_a_module_imports_from_lower_layers_only(module):
         "lessons",
         "phrase_probe",
         "notebook",
+        "pipeline",
         "runner",
     ],
 )

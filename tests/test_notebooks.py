@@ -14,7 +14,8 @@ import pytest
 
 from entrep.artifacts import read_table
 from entrep.config import RunConfig
-from entrep.runner import BASE_PARAMETERS, NOTEBOOKS, run
+from entrep.pipeline import BASE_PARAMETERS, NOTEBOOKS
+from entrep.runner import run
 from entrep.saved_run import pack_run, submit_run, unpack_run
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"

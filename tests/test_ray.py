@@ -24,10 +24,10 @@ from entrep.bulk import Settings, ShardEncoder, embed_folder
 from entrep.embed import embed_pictures
 from entrep.encoders import load_encoder
 from entrep.index import open_index
+from entrep.pipeline import Step
 from entrep.ray_cluster import open_ray
 from entrep.ray_embed import RayEncoders
 from entrep.ray_sweep import RayTasks
-from entrep.runner import Step
 from entrep.sweep import make_plan
 
 needs_ray = pytest.mark.skipif(

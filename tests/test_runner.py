@@ -17,7 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from entrep import runner
 from entrep.notebook import Progress, RunError
-from entrep.runner import Step, parse_parameters, run, select_steps, stale
+from entrep.pipeline import Step
+from entrep.runner import run, stale
 
 _HASH_PACKAGE = runner._hash_package
 STEPS = (
@@ -85,21 +86,6 @@ def sums_of(out: Path) -> dict[str, str]:
 # Before anything runs
 
 
-def test_steps_are_selected_by_number_or_stem_in_running_order():
-    assert [s.name for s in select_steps([], STEPS)] == [s.name for s in STEPS]
-    assert [s.name for s in select_steps(["3", "01_first"], STEPS)] == ["01_first", "03_third"]
-    with pytest.raises(ValueError, match="no notebook '4'; there are 01_first, 02_second"):
-        select_steps(["4"], STEPS)
-
-
-def test_upstream_steps_come_before_those_that_need_them():
-    names = [step.name for step in runner.NOTEBOOKS]
-    for index, step in enumerate(runner.NOTEBOOKS):
-        assert set(step.upstream) <= set(names[:index])
-    owned = [folder for step in runner.NOTEBOOKS for folder in step.outputs]
-    assert len(owned) == len(set(owned))
-
-
 def test_a_notebook_that_embeds_nothing_runs_without_weights_and_pictures(
     start, notebooks, tmp_path
 ):
@@ -110,32 +96,6 @@ def test_a_notebook_that_embeds_nothing_runs_without_weights_and_pictures(
     with pytest.raises(FileNotFoundError, match="the weights of .* are not here"):
         start(profile="full", only=["02"])
     assert start(profile="full", only=["03"], steps=(STEPS[0], last)) == {"03_third": "new"}
-
-
-def test_parameters_get_the_type_of_their_field():
-    texts = ["epochs=3", "learning_rate=1e-4", "flip_swap=No", "backbone=demo-dino", "x=1"]
-    assert parse_parameters(texts) == {
-        "epochs": 3,
-        "learning_rate": 1e-4,
-        "flip_swap": False,
-        "backbone": "demo-dino",
-        "x": "1",
-    }
-
-
-@pytest.mark.parametrize(
-    ("pair", "words"),
-    [
-        ("epochs=many", "epochs: expected int, got 'many'"),
-        ("epochs=2.5", "epochs: expected int"),
-        ("flip_tta=maybe", "flip_tta: expected true or false"),
-        ("epochs", "expected name=value"),
-        ("=3", "expected name=value"),
-    ],
-)
-def test_a_parameter_of_the_wrong_form_is_refused(pair, words):
-    with pytest.raises(ValueError, match=words):
-        parse_parameters([pair])
 
 
 @pytest.mark.parametrize(
@@ -163,12 +123,6 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(error, match=words):
         start(**options)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_notebook_without_tagged_parameters_is_refused(start, notebooks):
-    write_notebook(notebooks, "02_second", "", SECOND, tags=())
-    with pytest.raises(ValueError, match="02_second.ipynb: its cell tagged 'parameters' lacks"):
-        start()
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(start, tmp_path):

@@ -9,7 +9,8 @@ from small_run import write_small_run
 
 from entrep import saved_run
 from entrep.artifacts import hash_folder, read_json, sha256_file, write_json
-from entrep.runner import ARTIFACTS, NOTEBOOKS
+from entrep.pipeline import NOTEBOOKS
+from entrep.runner import ARTIFACTS
 
 
 @pytest.fixture

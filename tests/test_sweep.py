@@ -14,7 +14,7 @@ from test_runner import write_notebook
 
 from entrep import cli, sweep_plots, sweep_spec, sweep_table
 from entrep.artifacts import write_json
-from entrep.runner import Step
+from entrep.pipeline import Step
 from entrep.sweep import count_cores, describe_plan, earlier_seconds, estimate_seconds, make_plan
 from entrep.sweep_spec import Spec, make_axes, make_spec, read_spec, split_pair
 

@@ -108,11 +108,6 @@ def test_configurations_are_what_is_varied_beside_the_seed(sweep):
 # Figures
 
 
-@pytest.fixture
-def ax():
-    return plt.subplots(layout="constrained")[1]
-
-
 def test_lines_pass_through_their_values_and_the_best_is_red(sweep, ax):
     done = make_table(sweep).dropna(subset=[METRIC]).reset_index(drop=True)
     sweep_plots.plot_parallel(done, ["learning_rate", "backbone"], METRIC, ax)

@@ -19,7 +19,8 @@ from test_runner import write_notebook
 
 from entrep import cli, sweep
 from entrep.notebook import RunError
-from entrep.runner import Step, claim_folder, run
+from entrep.pipeline import Step
+from entrep.runner import claim_folder, run
 from entrep.sweep import make_plan
 from entrep.sweep_node import LocalProcesses, Outcome
 from entrep.sweep_run import choose_threads, find_finished, make_task, open_sweep, run_sweep

@@ -60,7 +60,8 @@ def _is_ours(error: Exception) -> bool:
 
 def _run(options: argparse.Namespace) -> int:
     from entrep.config import load_config
-    from entrep.runner import parse_parameters, run
+    from entrep.pipeline import parse_parameters
+    from entrep.runner import run
     from entrep.saved_run import save_run
 
     run(
@@ -111,7 +112,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from entrep.artifacts import write_json
     from entrep.config import describe_config, load_config
     from entrep.evaluate import describe_evaluation, evaluate
-    from entrep.runner import parse_parameters
+    from entrep.pipeline import parse_parameters
 
     given = {"data_path": options.data, "work_dir": options.out, "folds": options.folds}
     config = load_config(options.profile, **{**given, **parse_parameters(options.parameters)})

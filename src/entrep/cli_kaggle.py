@@ -107,7 +107,7 @@ def _build_option(sub: argparse.ArgumentParser) -> None:
 
 def _build(options: argparse.Namespace) -> int:
     from entrep.kaggle_build import build
-    from entrep.runner import parse_parameters
+    from entrep.pipeline import parse_parameters
 
     folder = build(
         options.out,

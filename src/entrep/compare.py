@@ -18,7 +18,7 @@ from scipy.stats import ttest_rel
 from entrep.artifacts import read_json, read_table
 from entrep.hybrid import fuse_heads
 from entrep.metrics import bootstrap_interval, mcnemar_test, paired_bootstrap
-from entrep.runner import PLACES
+from entrep.pipeline import PLACES
 from entrep.sweep_table import SEEDS, make_table
 
 ANSWERING = ("04_hybrid", "03_dinov2_finetune", "02_prototypes")  # the first that all runs have

@@ -35,8 +35,8 @@ from entrep.kaggle_rules import (
     slugify,
     write_manifest,
 )
+from entrep.pipeline import NOTEBOOKS
 from entrep.registry import find_packs
-from entrep.runner import NOTEBOOKS
 from entrep.saved_run import ARTIFACTS, PLACES, pack_run
 from entrep.wheels import (
     build_wheel,

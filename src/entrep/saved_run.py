@@ -18,7 +18,8 @@ from entrep.artifacts import (
     write_zip,
 )
 from entrep.notebook import declared_parameters
-from entrep.runner import ARTIFACTS, DRAWN, NOTEBOOKS, find_notebooks, run
+from entrep.pipeline import DRAWN, NOTEBOOKS, find_notebooks
+from entrep.runner import ARTIFACTS, run
 
 LAST = NOTEBOOKS[-1]
 SUFFIXES = (".csv", ".json", ".safetensors")  # not figures

@@ -16,16 +16,16 @@ from pathlib import Path
 from entrep.artifacts import sha256_json
 from entrep.config import RunConfig, load_config, need_pictures
 from entrep.notebook import declared_parameters
-from entrep.runner import (
+from entrep.pipeline import (
     NOTEBOOKS,
     PLACES,
     Step,
     check_encoders,
     choose_parameters,
     find_notebooks,
-    read_manifest,
     select_steps,
 )
+from entrep.runner import read_manifest
 
 LISTED = 12  # runs that are shown before the rest is counted
 

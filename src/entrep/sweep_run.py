@@ -23,14 +23,8 @@ from tqdm import tqdm
 from entrep import __version__
 from entrep.artifacts import link_file, link_folder, read_json, write_json
 from entrep.notebook import RunError
-from entrep.runner import (
-    claim_folder,
-    owned_folders,
-    read_manifest,
-    run,
-    stale,
-    surroundings,
-)
+from entrep.pipeline import owned_folders
+from entrep.runner import claim_folder, read_manifest, run, stale, surroundings
 from entrep.sweep import Node, Plan, PlannedRun, count_cores
 from entrep.sweep_node import Outcome, Task, await_leftover, reason_of
 from entrep.sweep_table import write_record, write_tables

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from entrep.runner import OPTIONS, parse_parameters
+from entrep.pipeline import OPTIONS, parse_parameters
 
 _SHORTHANDS = {"seeds": "seed", "folds": "folds"}  # keys that are parameters, too
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from entrep.artifacts import atomic_path, read_json, write_json, write_text
 from entrep.config import load_config
-from entrep.runner import PLACES, read_manifest
+from entrep.pipeline import PLACES
+from entrep.runner import read_manifest
 from entrep.sweep import Plan, PlannedRun
 
 SEEDS = ("seed", "training_seed")  # runs that differ in these only are repetitions
