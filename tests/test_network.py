@@ -67,6 +67,15 @@ def test_a_checkpoint_gives_the_same_answers(study, tmp_path):
     )
 
 
+def test_equal_weights_are_equal_bytes(tmp_path):
+    network = build_network("demo-dino", 56)
+    options = {"backbone": "demo-dino", "image_size": 56, "weights_dir": ""}
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_checkpoint(path, network, options, "key")
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     path = tmp_path / "fold0.safetensors"
     path.write_bytes(b"nothing")

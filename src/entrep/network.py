@@ -18,6 +18,7 @@ from entrep.heads import BINARY, mirror_logits
 from entrep.labels import CLASS_NAMES
 from entrep.preprocess import as_batch, mirror, normalise
 
+_METADATA = "entrep"  # name of a checkpoint's metadata, as JSON
 # The linear layers of a transformer's block in timm, which take LoRA's detours.
 LORA_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -145,21 +146,19 @@ def save_checkpoint(
         options: at least `backbone`, `image_size` and `weights_dir`; numbers, texts and tuples.
         key: says what the weights depend on; see `checkpoint_metadata`.
     """
-    metadata = {
-        "options": json.dumps(dict(options)),
-        "class_names": json.dumps(CLASS_NAMES),
-        "key": key,
-    }
+    told = {"options": dict(options), "class_names": CLASS_NAMES, "key": key}
+    # Under one name: safetensors writes several in random order, and equal weights are equal bytes.
+    metadata = {_METADATA: json.dumps(told)}
     state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata)
 
 
-def checkpoint_metadata(path: str | Path) -> Mapping[str, str]:
-    """Metadata of a checkpoint; empty if there is none, or if it is not whole."""
+def checkpoint_metadata(path: str | Path) -> Mapping[str, object]:
+    """Options, class_names and key of a checkpoint; empty if there is none that is whole."""
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
     except (FileNotFoundError, SafetensorError):
         return {}
 
@@ -171,12 +170,12 @@ def load_checkpoint(path: str | Path, device: torch.device) -> SharedNetwork:
         ValueError: if the file is no checkpoint of ours, or of another class order.
     """
     metadata = checkpoint_metadata(path)
-    if metadata.get("class_names") != json.dumps(CLASS_NAMES):
+    if metadata.get("class_names") != list(CLASS_NAMES):
         raise ValueError(
             f"{path} is not a whole checkpoint of this kit with the official class order; "
             "delete it and run 03_dinov2_finetune again."
         )
-    options = json.loads(metadata["options"])
+    options = metadata["options"]
     network = build_network(
         options["backbone"],
         options["image_size"],
