@@ -36,23 +36,20 @@ from entrep.encoders import load_encoder, with_levels
 from entrep.folds import assign_parts, duplicate_groups
 from entrep.labels import CLASS_NAMES, SITE_OF
 from entrep.lessons import collect_lessons
-from entrep.matching import (
-    Matcher,
+from entrep.matching import Matcher, ladder
+from entrep.network import load_checkpoint, predict_logits, save_checkpoint
+from entrep.phantom import ensure_dataset
+from entrep.questions import choose_for_phrases, choose_for_pictures, parts_of
+from entrep.ranking_metrics import first_right_rank
+from entrep.retrieval import copies_of, ranked_names, relevant_pictures
+from entrep.spaces import (
     Space,
-    choose_for_phrases,
-    choose_for_pictures,
     embed_phrases,
-    ladder,
     learn_says,
     learn_space,
-    parts_of,
     read_phrases,
     says_by_cosine,
 )
-from entrep.network import load_checkpoint, predict_logits, save_checkpoint
-from entrep.phantom import ensure_dataset
-from entrep.ranking_metrics import first_right_rank
-from entrep.retrieval import copies_of, ranked_names, relevant_pictures
 from entrep.training import train_network
 
 CPU = torch.device("cpu")
