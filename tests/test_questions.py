@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from six_pictures import first, six_pictures, whole
 
@@ -11,6 +12,17 @@ from entrep.adapter import Adapter
 @pytest.fixture
 def matcher():
     return six_pictures()
+
+
+def test_every_picture_described_in_the_same_words_is_a_right_answer():
+    said = {"image_id": list("abc"), "description_en": ["wax", "wax", ""]}
+    train = pd.DataFrame(said, index=[1, 4, 5])
+    queries, right = questions.pairs_to_ask(train, [("a", "c"), ("c", "b")])
+    assert queries.tolist() == [1, 5] and right == [{1, 4, 5}, {4}]
+    listed = [("wax", "c"), ("polyp", "a")]
+    assert questions.phrases_to_ask(train, listed) == (["wax", "polyp"], [{1, 4, 5}, {1}])
+    queries, right = questions.pairs_to_ask(train, [])
+    assert queries.dtype == int and not len(queries) and right == []
 
 
 def test_queries_are_asked_in_their_own_part_and_phrases_in_all(matcher):

@@ -5,6 +5,7 @@ import pytest
 
 from entrep import spaces
 from entrep.adapter import Adapter
+from entrep.config import load_config
 from entrep.labels import SITE_OF
 from entrep.lessons import collect_lessons
 
@@ -92,6 +93,39 @@ def test_kept_adapters_are_taken_as_they_are_until_what_they_learned_from_change
         assert np.abs(np.subtract(learn(noise=1e-7, **changed), first)).max() > 0
         np.testing.assert_array_equal(learn(), first)
     assert not learn(epochs=0) and not list(tmp_path.iterdir())
+
+
+def test_both_spaces_learn_what_the_configuration_asks_for(tmp_path):
+    rng = np.random.default_rng(0)
+    fold, said = np.repeat([0, 1, -1], 14), np.tile(["wax", "polyp"], 21)
+    ids, known = [str(i) for i in range(42)], np.where(fold >= 0, said, "")
+    lessons, _ = collect_lessons(ids, np.zeros(42, int), SITE_OF, known, [], [])
+    joint = spaces.Space(rng.normal(size=(42, 12)), np.eye(2, 8))
+    image = spaces.Space(rng.normal(size=(42, 5)))
+
+    def learn(identity="x", **changed):
+        config = load_config(**{"adapter_epochs": 1, **changed})
+        options = {"kept": tmp_path, "identity": [identity]}
+        return spaces.learn_spaces(joint, image, lessons, fold, config, **options)
+
+    def kept():
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    learned, says = learn()
+    assert [len(space.adapters) for space in learned] == [2, 2]
+    assert np.abs(says - spaces.says_by_cosine(joint)).min() > 0
+    first = kept()
+    assert sorted(first) == [
+        *(f"learned_phrases{i}.safetensors" for i in range(3)),
+        *(f"learned_space{n}_{i}.safetensors" for n in range(2) for i in range(2)),
+    ]
+    learn()
+    assert kept() == first
+    learn(identity="y")
+    assert not kept().items() & first.items()
+    learned, says = learn(adapter_epochs=0, phrase_probe=False, whiten_dims=3)
+    assert not any(space.adapters for space in learned) and learned[1].rows.shape == (42, 3)
+    np.testing.assert_array_equal(says, spaces.says_by_cosine(joint))
 
 
 def test_a_whitened_space_varies_alike_in_all_directions_and_refuses_phrases():

@@ -6,12 +6,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from entrep.matching import Matcher, Ranking
 from entrep.ranking_metrics import mrr
 from entrep.spaces import Phrases
 
 STRENGTHS = (1.0, 0.5, 0.0)  # of adapters, to choose from
+
+
+def pairs_to_ask(
+    pictures: pd.DataFrame, pairs: Sequence[tuple[str, str]]
+) -> tuple[np.ndarray, list[set[int]]]:
+    """The challenge's pairs as queries of `ask_pictures`, and their right answers.
+
+    Args:
+        pictures: with `image_id` and `description_en`; the index gives their rows.
+        pairs: (query, match), names of these pictures.
+
+    Returns:
+        ((Q,) rows, Q sets of rows: the match, and every picture described in the same words as
+        the query, since a finding is often on more than one picture).
+    """
+    row_of = dict(zip(pictures["image_id"], pictures.index, strict=True))
+    queries = np.array([row_of[query] for query, _ in pairs], int)
+    texts = pictures["description_en"].loc[queries]
+    return queries, _right_answers(pictures, [match for _, match in pairs], texts)
+
+
+def phrases_to_ask(
+    pictures: pd.DataFrame, phrases: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[set[int]]]:
+    """The challenge's phrases, to be read for `ask_phrases`, and their right answers.
+
+    Args:
+        pictures: see `pairs_to_ask`.
+        phrases: (phrase, match), the match being a name of these pictures.
+
+    Returns:
+        (Q phrases, Q sets of rows: the match, and every picture described in these words).
+    """
+    texts = [text for text, _ in phrases]
+    return texts, _right_answers(pictures, [match for _, match in phrases], texts)
+
+
+def _right_answers(
+    pictures: pd.DataFrame, answers: Sequence[str], texts: Sequence[str]
+) -> list[set[int]]:
+    row_of = dict(zip(pictures["image_id"], pictures.index, strict=True))
+    described = pictures[pictures["description_en"] != ""]
+    rows_of = described.groupby("description_en").groups
+    return [{row_of[a], *rows_of.get(t, ())} for a, t in zip(answers, texts, strict=True)]
 
 
 @dataclass(frozen=True)

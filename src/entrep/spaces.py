@@ -18,9 +18,11 @@ from sklearn.decomposition import PCA
 
 from entrep.adapter import Adapter, fit_adapter
 from entrep.artifacts import keep_arrays, sha256_json
+from entrep.config import RunConfig
 from entrep.lessons import Lessons, soft_phrases
 from entrep.phrase_probe import PhraseProbe, fit_probe
 from entrep.phrases import phrase_variants, split_findings, to_english
+from entrep.registry import pack_digest
 from entrep.rerank import phrase_distribution
 
 SAYS_TEMPERATURE = 0.05  # of a picture's distribution over phrases, by cosine alone
@@ -184,6 +186,48 @@ def learn_says(
         says[asked] = probe.correct(space.rows[asked], says[asked])
     _forget(kept, len(groups))
     return says
+
+
+def learn_spaces(
+    joint: Space,
+    image: Space,
+    lessons: Lessons,
+    fold: np.ndarray,
+    config: RunConfig,
+    *,
+    kept: Path | None = None,
+    identity: Sequence[object] = (),
+) -> tuple[tuple[Space, Space], np.ndarray]:
+    """Learn in both spaces what the configuration asks for.
+
+    Args:
+        joint: N pictures and T phrases as `config.text_encoder` has them.
+        image: the pictures as `config.backbone` has them.
+        lessons: about them.
+        fold: (N,) ints, -1 for pictures outside development.
+        config: says what is learned: `whiten_dims`, `adapter_epochs`, `phrase_probe`; and `seed`.
+        kept: folder for `learned_*.safetensors`, see `learn_space`; None: nothing is kept.
+        identity: which pictures and phrases these are, as JSON, see `learn_space`.
+
+    Returns:
+        (both spaces with their adapters, (N, T) of `learn_says` or `says_by_cosine`).
+    """
+    if config.whiten_dims:
+        image = whiten(image, fold >= 0, config.whiten_dims)
+    settings = [config.crop, config.fine_scale, config.precision, config.whiten_dims]
+
+    def keep(name: str, encoder: str) -> dict[str, object]:
+        made_of = [encoder, pack_digest(encoder, config.weights_dir), *identity, *settings]
+        return {"kept": kept and kept / name, "identity": made_of}
+
+    study, options = (lessons, fold), {"epochs": config.adapter_epochs, "seed": config.seed}
+    spaces = (
+        learn_space(joint, *study, **options, **keep("learned_space0_", config.text_encoder)),
+        learn_space(image, *study, **options, **keep("learned_space1_", config.backbone)),
+    )
+    if not config.phrase_probe:
+        return spaces, says_by_cosine(joint)
+    return spaces, learn_says(joint, *study, **keep("learned_phrases", config.text_encoder))
 
 
 def embed_phrases(
