@@ -143,10 +143,7 @@ def predict_prototypes(
     embeddings = embed_pictures(
         encoder, folder / "data", paths, sha256=digests, cache=folder / "cache"
     ).matrix
-    texts = prototypes.class_prompts()
-    rows = np.repeat(np.arange(len(CLASS_NAMES)), len(prototypes.TEMPLATES))
-    sentences = embed_texts(encoder, [t for group in texts for t in group]).matrix
-    prompts = prototypes.mean_directions(sentences, rows)
+    prompts = prototypes.prompt_directions(lambda texts: embed_texts(encoder, texts).matrix)
     dev = fold >= 0
     study = (embeddings[dev], target[dev], fold[dev], prompts)
     weight, _ = prototypes.sweep_picture_weight(*study, np.linspace(0, 1, 21))

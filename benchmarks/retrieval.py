@@ -34,25 +34,20 @@ from entrep.decode import cached_pixels
 from entrep.embed import embed_pictures, embed_texts
 from entrep.encoders import load_encoder, with_levels
 from entrep.folds import assign_parts, duplicate_groups
-from entrep.labels import CLASS_NAMES, SITE_OF
-from entrep.lessons import collect_lessons
-from entrep.matching import (
-    Matcher,
-    Space,
-    choose_for_phrases,
-    choose_for_pictures,
-    embed_phrases,
-    ladder,
-    learn_says,
-    learn_space,
-    parts_of,
-    read_phrases,
-    says_by_cosine,
-)
+from entrep.lessons import development_lessons
+from entrep.matching import Matcher, ladder
 from entrep.network import load_checkpoint, predict_logits, save_checkpoint
 from entrep.phantom import ensure_dataset
+from entrep.questions import (
+    choose_for_phrases,
+    choose_for_pictures,
+    pairs_to_ask,
+    parts_of,
+    phrases_to_ask,
+)
 from entrep.ranking_metrics import first_right_rank
-from entrep.retrieval import copies_of, ranked_names, relevant_pictures
+from entrep.retrieval import copies_of, ranked_names
+from entrep.spaces import Space, embed_phrases, learn_spaces, read_phrases, says_by_cosine
 from entrep.training import train_network
 
 CPU = torch.device("cpu")
@@ -122,29 +117,18 @@ def prepare(seed: int, options: argparse.Namespace) -> Study:
     def embed(texts: list[str]) -> np.ndarray:
         return embed_texts(encoder, texts, cache=cache).matrix
 
-    described = np.where(fold >= 0, pictures["description_en"], "")
-    names, target = pictures["image_id"].to_numpy(), pictures["class_index"].to_numpy()
-    lists = (challenge.pairs, challenge.phrases)
-    lessons, texts = collect_lessons(names, target, SITE_OF, described, *lists)
-    prompts = prototypes.class_prompts()
-    sentences = embed([text for group in prompts for text in group])
-    prompts = prototypes.mean_directions(
-        sentences, np.repeat(np.arange(len(CLASS_NAMES)), len(prompts[0]))
-    )
+    lessons, known = development_lessons(pictures, fold, challenge.pairs, challenge.phrases)
+    texts, prompts = embed_phrases(known, embed), prototypes.prompt_directions(embed)
     image_rows = embed_pictures(load_encoder("demo-dino"), *files, cache=cache, **shared).matrix
     prepared = cached_pixels(cache, *files, config.image_size, **shared)
-    probs = class_probs(folder, prepared, target, fold, config)
-    print(f"seed {seed}: {(fold >= 0).sum()} pictures, {len(texts)} phrases known", flush=True)
+    probs = class_probs(folder, prepared, pictures["class_index"].to_numpy(), fold, config)
+    print(f"seed {seed}: {(fold >= 0).sum()} pictures, {len(known)} phrases known", flush=True)
     near = duplicate_groups(root, pictures, examinations=False)
-    about = names, pictures["sha256"].to_numpy(), near, probs
-    texts = embed_phrases(texts, embed)
+    about = pictures["image_id"].to_numpy(), pictures["sha256"].to_numpy(), near, probs
 
     def learn(seen: np.ndarray) -> Matcher:
-        spaces = tuple(
-            learn_space(space, lessons, fold, epochs=config.adapter_epochs, seed=seed)
-            for space in (Space(seen, texts, prompts), Space(image_rows))
-        )
-        says = learn_says(spaces[0], lessons, fold)
+        joint = Space(seen, texts, prompts)
+        spaces, says = learn_spaces(joint, Space(image_rows), lessons, fold, config)
         matcher = Matcher(*about, spaces, (0.5, 0.5), spaces[0], says, config)
         return choose(matcher, challenge, fold, embed)
 
@@ -160,22 +144,12 @@ def choose(
     embed: Callable[[list[str]], np.ndarray],
 ) -> Matcher:
     """Shares and strengths by out-of-fold pairs and phrases, as notebook 05 chooses them."""
-    train = challenge.pictures[fold >= 0]
-    row_of = dict(zip(train["image_id"], train.index, strict=True))
-    said = dict(zip(train["image_id"], train["description_en"], strict=True))
-    parts = parts_of(fold, fold >= 0)
-
-    def rows(right: list[set[str]]) -> list[set[int]]:
-        return [{row_of[name] for name in names} for names in right]
-
-    phrases, shown = zip(*challenge.phrases, strict=True)
-    right = relevant_pictures(shown, phrases, said)
+    train, parts = challenge.pictures[fold >= 0], parts_of(fold, fold >= 0)
+    phrases, right = phrases_to_ask(train, challenge.phrases)
     asking = read_phrases(phrases, embed, split=matcher.config.split_phrases)
-    matcher = choose_for_phrases(matcher, parts, asking, rows(right))
-    queries, answers = zip(*challenge.pairs, strict=True)
-    right = relevant_pictures(answers, [said[query] for query in queries], said)
-    asked = np.array([row_of[query] for query in queries])
-    matcher = choose_for_pictures(matcher, parts, asked, rows(right), (0.5, 0.5))
+    matcher = choose_for_phrases(matcher, parts, asking, right)
+    pairs = pairs_to_ask(train, challenge.pairs)
+    matcher = choose_for_pictures(matcher, parts, *pairs, (0.5, 0.5))
     print(
         f"shares {matcher.weights}, strength {matcher.spaces[0].strength} for pictures and "
         f"{matcher.joint.strength} for phrases"

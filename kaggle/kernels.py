@@ -27,9 +27,9 @@ WHEELS = (
 )
 # Not brought: torch and torchvision (the image's are built for its GPUs); what Kaggle runs every
 # notebook with (papermill, nbclient, ipykernel, jupyter_client); numpy, pandas, scipy,
-# scikit-learn, matplotlib, seaborn, pillow, tqdm, pyarrow, pyyaml, psutil, packaging;
-# transformers and what it needs (safetensors, huggingface_hub, filelock, regex). The first cell
-# says which of them is missing or too old.
+# scikit-learn and its threadpoolctl, matplotlib, seaborn, pillow, tqdm, pyarrow, pyyaml, psutil,
+# packaging; transformers and what it needs (safetensors, huggingface_hub, filelock, regex). The
+# first cell says which of them is missing or too old.
 
 KERNELS = (
     Kernel(

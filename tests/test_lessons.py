@@ -1,7 +1,8 @@
 import numpy as np
+import pandas as pd
 
 from entrep.labels import SITE_OF
-from entrep.lessons import collect_lessons, soft_phrases
+from entrep.lessons import collect_lessons, development_lessons, soft_phrases
 
 
 def test_lessons_join_what_lists_say():
@@ -21,6 +22,22 @@ def test_lessons_join_what_lists_say():
     assert lessons.site.tolist() == [SITE_OF[index] for index in (2, 2, 3, 6)]
     some = lessons.of(np.array([3]))
     assert some.class_index.tolist() == [6] and some.carries.shape == (1, 3)
+
+
+def test_nothing_is_read_of_what_is_said_of_pictures_outside_development():
+    pictures = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c", "a"],  # a test picture may have a training picture's name
+            "class_index": [2, 2, 3, -1],
+            "description_en": ["wax", "", "a secret", ""],
+        }
+    )
+    lists = [("a", "b"), ("b", "c")], [("red", "b"), ("another secret", "c")]
+    lessons, texts = development_lessons(pictures, np.array([0, 1, -1, -1]), *lists)
+    assert texts == ["red", "wax"]
+    np.testing.assert_array_equal(lessons.carries.all(axis=1), [True, True, False, False])
+    assert not lessons.carries[2:].any()
+    assert lessons.finding[0] == lessons.finding[1] and len(set(lessons.finding)) == 3
 
 
 def test_soft_phrases_spread_over_what_says_the_same():

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from entrep import phrase_probe
 from entrep.phrase_probe import TRUST, fit_probe
 
 
@@ -56,3 +58,17 @@ def test_without_two_phrases_to_tell_apart_the_prior_stays(study, known):
     prior = np.random.default_rng(1).dirichlet(np.ones(3), 60)
     probe = fit_probe(rows, described * ([1, 0, 0] if known else 0))
     np.testing.assert_allclose(probe.correct(rows, prior), prior, atol=1e-5)
+
+
+def test_a_probe_is_fitted_on_one_thread_whatever_there_are(study, monkeypatch):
+    rows, described, _ = study
+    threads, one_a_class = [], phrase_probe.one_a_class
+
+    def watched(found):
+        threads.extend(p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas")
+        return one_a_class(found)
+
+    monkeypatch.setattr(phrase_probe, "one_a_class", watched)
+    with threadpool_limits(2, user_api="blas"):
+        fit_probe(rows, described)
+    assert set(threads) <= {1}  # empty where NumPy has macOS's own library

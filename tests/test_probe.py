@@ -1,8 +1,10 @@
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
+from entrep import probe
 from entrep.probe import PENALTY, fit_heads
 
 
@@ -28,3 +30,16 @@ def test_the_probe_speaks_against_classes_that_it_never_saw():
     assert (logits[:, 2:7] < -4).all()  # five classes
     assert (logits[:, 8:11] < -4).all()  # three sites
     assert (logits[:, 12:] == 0).all()  # ears and cords: nobody knows
+
+
+def test_heads_are_fitted_on_one_thread_whatever_there_are(monkeypatch):
+    threads, one_a_class = [], probe.one_a_class
+
+    def watched(found):
+        threads.extend(p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas")
+        return one_a_class(found)
+
+    monkeypatch.setattr(probe, "one_a_class", watched)
+    with threadpool_limits(2, user_api="blas"):
+        fit_heads(nn.Linear(3, 14), np.eye(3), np.arange(3), np.ones(7))
+    assert set(threads) <= {1}  # empty where NumPy has macOS's own library

@@ -3,6 +3,7 @@ import pytest
 
 from entrep.labels import CLASS_NAMES, SITE_OF
 from entrep.prototypes import (
+    CLASS_PHRASES,
     class_probs,
     class_prompts,
     fit_temperature,
@@ -10,6 +11,7 @@ from entrep.prototypes import (
     mean_directions,
     out_of_fold_prototypes,
     predict_all,
+    prompt_directions,
     site_probs,
     sweep_picture_weight,
 )
@@ -29,6 +31,14 @@ def test_prompts_stand_in_the_official_order():
     prompts = class_prompts()
     assert len(prompts) == len(CLASS_NAMES)
     assert "right nasal" in prompts[0][0] and "throat" in prompts[6][0]
+
+
+def test_each_class_s_direction_is_the_mean_of_its_own_prompts():
+    def embed(texts):
+        found = [[CLASS_PHRASES[name] in text for name in CLASS_NAMES] for text in texts]
+        return np.hstack([np.array(found), np.arange(len(texts))[:, None] % 2 * 2 - 1]) / 2**0.5
+
+    np.testing.assert_allclose(prompt_directions(embed), np.eye(7, 8))
 
 
 def test_mean_direction_of_two_pictures_lies_between_them():

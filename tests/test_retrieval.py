@@ -9,7 +9,6 @@ from entrep.retrieval import (
     forbid,
     rank_gallery,
     rank_similarities,
-    relevant_pictures,
 )
 
 
@@ -107,8 +106,3 @@ def test_excluded_answers_name_what_they_do_not_know():
 def test_copies_are_all_names_of_the_same_bytes():
     copies = copies_of(["a", "b", "c", "a"], ["1", "1", "2", "3"])
     assert copies == {"a": {"a", "b"}, "b": {"a", "b"}, "c": {"c"}}
-
-
-def test_pictures_described_in_the_same_words_are_right_too():
-    described = {"a": "polyp", "b": "polyp", "c": "", "d": "spur"}
-    assert relevant_pictures(["a", "c"], ["polyp", ""], described) == [{"a", "b"}, {"c"}]

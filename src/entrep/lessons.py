@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import softmax
 
 from entrep.artifacts import sha256_json
+from entrep.labels import SITE_OF
 
 SAME_WORDS = 0.02  # temperature at which cosines of phrases tell how far they say the same
 
@@ -85,6 +87,29 @@ def collect_lessons(
     np.logical_or.at(together, finding, carries)
     site = np.asarray(site_of)[class_index]
     return Lessons(np.asarray(class_index), site, together[finding], finding), texts
+
+
+def development_lessons(
+    pictures: pd.DataFrame,
+    fold: np.ndarray,
+    pairs: Sequence[tuple[str, str]],
+    phrases: Sequence[tuple[str, str]],
+) -> tuple[Lessons, list[str]]:
+    """Put together what is known of development pictures; of others nothing that is said is read.
+
+    Args:
+        pictures: N rows with `image_id`, `class_index` and `description_en`.
+        fold: (N,) ints, -1 for pictures outside development.
+        pairs: see `collect_lessons`.
+        phrases: see `collect_lessons`.
+
+    Returns:
+        See `collect_lessons`; what stands there of the other pictures is not to be learned.
+    """
+    names = np.where(fold >= 0, pictures["image_id"], "")  # no list names the others so
+    said = np.where(fold >= 0, pictures["description_en"], "")
+    classes = pictures["class_index"].to_numpy()
+    return collect_lessons(names, classes, SITE_OF, said, pairs, phrases)
 
 
 def soft_phrases(carries: np.ndarray, texts: np.ndarray | None) -> np.ndarray:

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from entrep.probe import one_a_class
 
@@ -45,6 +46,8 @@ class PhraseProbe:
         return softmax(experts, axis=1)
 
 
+# Products this small take longer on several threads, and their last digits depend on how many.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_probe(rows: np.ndarray, described: np.ndarray) -> PhraseProbe:
     """Fit a probe; a picture that several phrases describe teaches each by its share.
 

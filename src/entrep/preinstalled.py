@@ -42,6 +42,7 @@ PREINSTALLED = (
     "scikit-learn",
     "scipy",
     "seaborn",
+    "threadpoolctl",
     "timm",
     "torch",
     "torchvision",

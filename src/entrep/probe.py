@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from entrep.heads import BINARY, CLASSES, SITES
@@ -26,6 +27,8 @@ def frozen_features(network: SharedNetwork, pictures: Tensor, batch_size: int) -
     return torch.cat(rows).numpy()
 
 
+# Products this small take longer on several threads, and their last digits depend on how many.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_heads(
     head: nn.Linear, features: np.ndarray, class_index: np.ndarray, weight: np.ndarray
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -30,6 +30,17 @@ TEMPLATES = (
 def class_prompts() -> list[list[str]]:
     """The prompts of each class, in `CLASS_NAMES` order: 7 lists of one text a template."""
     return [[t.format(CLASS_PHRASES[name]) for t in TEMPLATES] for name in CLASS_NAMES]
+
+
+def prompt_directions(embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """(7, D) mean direction of each class's prompts, see `mean_directions`.
+
+    Args:
+        embed: gives (n, D) unit-norm rows of n texts.
+    """
+    prompts = class_prompts()
+    rows = np.repeat(np.arange(len(prompts)), len(TEMPLATES))
+    return mean_directions(embed([text for group in prompts for text in group]), rows)
 
 
 def mean_directions(embeddings: np.ndarray, class_index: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -162,29 +162,6 @@ def excluded_answers(
     if copies == "identical":
         return [identical[query] for query in queries]
     return [identical[query] | near[query] for query in queries]
-
-
-def relevant_pictures(
-    answers: Sequence[str],
-    descriptions: Sequence[str],
-    description_of: Mapping[str, str],
-) -> list[set[str]]:
-    """For each query the pictures that are a right answer.
-
-    Args:
-        answers: Q file names, the answers that the challenge lists.
-        descriptions: Q texts, what the query shows; "" where nobody wrote it down.
-        description_of: what each gallery picture shows, by file name; "" as above.
-
-    Returns:
-        Q sets: the listed answer, and every picture described in the same words, since a
-        finding is often on more than one picture.
-    """
-    by_text: dict[str, set[str]] = {}
-    for name, text in description_of.items():
-        by_text.setdefault(text, set()).add(name)
-    by_text[""] = set()
-    return [{a} | by_text.get(d, set()) for a, d in zip(answers, descriptions, strict=True)]
 
 
 def ranked_names(ranking: Sequence[Sequence[tuple[str, float]]]) -> list[list[str]]:
