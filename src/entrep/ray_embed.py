@@ -14,7 +14,9 @@ from entrep.decode import count_cores
 from entrep.index import Recipe
 from entrep.ray_cluster import check_room, count_gpus, open_ray
 
-_AHEAD_BYTES = 2**28  # of finished shards that wait to be written; at least one an actor goes on
+# Finished shards that may wait to be written, before Ray Data holds the actors back.
+_AHEAD = 4  # for each actor
+_LEAST_BYTES = 2**28  # of them all
 
 
 @contextmanager
@@ -53,9 +55,9 @@ class RayEncoders:
         self._size = min(jobs or room, room)
         # One that has a core to itself decodes in threads; beside a GPU processes keep up.
         self._settings = replace(settings, workers=max(1, cpus // room) if gpus else 0)
-        ask = ray.remote(_recipe_of).options(**self._needs)
+        ask = ray.remote(_recipe_and_width).options(**self._needs)
         with self._told_plainly():
-            self._recipe = ray.get(ask.remote(self._settings))
+            self._recipe, self._width = ray.get(ask.remote(self._settings))
 
     def recipe(self) -> Recipe:
         """How the vectors are made; a worker that would make them otherwise refuses to."""
@@ -78,11 +80,13 @@ class RayEncoders:
             **self._needs,
         )
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are ours to tell
+        longest = max(len(row["names"]) for row in rows)
+        ahead = _AHEAD * self._size * longest * self._width * 4  # bytes of float32
         context = dataset.context
         context.enable_progress_bars = False  # ours counts pictures
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
-            object_store_memory=_AHEAD_BYTES
+            object_store_memory=max(_LEAST_BYTES, ahead)
         )
         with self._told_plainly():
             for row in dataset.iter_rows():
@@ -102,8 +106,9 @@ class RayEncoders:
             ) from error
 
 
-def _recipe_of(settings: Settings) -> Recipe:
-    return ShardEncoder(settings).recipe()
+def _recipe_and_width(settings: Settings) -> tuple[Recipe, int]:
+    shards = ShardEncoder(settings)
+    return shards.recipe(), shards.encoder.spec.width
 
 
 class _EmbedShard:
