@@ -125,9 +125,11 @@ def plot_seed_spread(table: pd.DataFrame, configuration: str, metric: str, ax: A
     for row, name in enumerate(means.index):
         values = table.loc[table[configuration] == name, metric]
         ax.hlines(row, values.min(), values.max(), color=COARSE, linewidth=2, zorder=1)
-        ax.scatter(values, np.full(len(values), row), color=FINE, s=22, zorder=2)
+        # Where seeds agree, their dots darken.
+        ax.scatter(values, np.full(len(values), row), color=FINE, alpha=0.45, s=30, zorder=2)
     ax.scatter(means, range(len(means)), color=CHOSEN, marker="|", s=200, zorder=3, label="mean")
     ax.set_yticks(range(len(means)), means.index)
+    ax.set_ylim(-0.5, len(means) - 0.5)
     ax.set_xlabel(metric)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     ax.grid(axis="x")
