@@ -76,7 +76,7 @@ class RayEncoders:
         dataset = from_items(rows, override_num_blocks=len(rows)).map(
             _EmbedShard,
             fn_constructor_args=(self._settings, self._recipe),
-            compute=ActorPoolStrategy(size=self._size),
+            compute=ActorPoolStrategy(size=min(self._size, len(rows))),
             **self._needs,
         )
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are ours to tell
